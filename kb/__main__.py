@@ -1,0 +1,5 @@
+"""`python -m kb` is `kb`."""
+
+from kb.cli.__main__ import main
+
+main()

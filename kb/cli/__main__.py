@@ -1,0 +1,45 @@
+"""Entry point. A plain `kb match` runs without loading the command-line framework, which costs ten times a look-up."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run `kb` and exit with its code: 2 for every deliberate error, which goes to standard error with its remedy."""
+    from kb.errors import KbError
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+    except KbError as error:
+        from kb.render.page import safe
+
+        print("error: " + "\n".join(safe(line) for line in str(error).split("\n")), file=sys.stderr)
+        code = error.exit_code
+    except BrokenPipeError:
+        # The reader has gone, as in `kb list | head`; keep the interpreter from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments[:1] == ["match"]:
+        from kb.cli import match
+
+        if (options := match.plain(arguments[1:])) is not None:
+            return match.run(options)
+    from kb.cli.app import run
+
+    return run(arguments)
+
+
+if __name__ == "__main__":
+    main()

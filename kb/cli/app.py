@@ -1,0 +1,152 @@
+"""The typer application: help, completion, and the wiring of each command to its function."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kb import __version__
+from kb.cli import match as match_command
+from kb.cli import terminal
+from kb.cli.commands import browse, corpus, maintain
+
+app = typer.Typer(
+    name="kb",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Paste a CUDA, PyTorch or Hugging Face traceback, get ranked fixes that were proven by running them.",
+    epilog="Exit codes: 0 answered, 1 nothing recognised or a check failed, 2 usage or internal error, 130 interrupted.",
+)
+
+Entries = Annotated[
+    list[Path] | None,
+    typer.Option("--entries", help="Folder of further entries, laid over the packaged ones. Repeatable; also KB_ENTRIES."),
+]
+Locale = Annotated[str, typer.Option("--locale", help="Language of the answer: en or zh.")]
+Format = Annotated[str, typer.Option("--format", "-f", help="text or json.")]
+
+
+def run(arguments: list[str]) -> int:
+    """Run the application on these arguments and return its exit code."""
+    try:
+        code = app(args=arguments, prog_name="kb", standalone_mode=True)
+    except SystemExit as done:
+        code = done.code
+    return code if isinstance(code, int) else 0
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        terminal.write(f"kb {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def match(
+    files: Annotated[list[str] | None, typer.Argument(help="Files with pastes or logs; `-` or nothing reads standard input.")] = None,
+    format: Annotated[str, typer.Option("--format", "-f", help="text, markdown, json or jsonl.")] = "text",
+    locale: Locale = "en",
+    env: Annotated[str, typer.Option("--env", help="What is known beyond the paste: none, auto (this machine), or a JSON file.")] = "none",
+    entries: Entries = None,
+) -> None:
+    """Answer a pasted traceback or log with ranked fixes. Exit code 1 if nothing in it is known."""
+    options = match_command.Options(tuple(files or ()), format, locale, env, tuple(map(str, entries or ())))
+    sys.exit(match_command.run(options))
+
+
+@app.command()
+def show(
+    entry_id: Annotated[str, typer.Argument(metavar="ID", help="Entry id or alias.")],
+    format: Format = "text",
+    locale: Locale = "en",
+    reported: Annotated[bool, typer.Option("--reported", help="Only the imported record, verbatim, as JSON.")] = False,
+    entries: Entries = None,
+) -> None:
+    """Show one entry with everything measured about it."""
+    browse.show(entry_id, format=format, locale=locale, reported=reported, entries=entries or [])
+
+
+@app.command()
+def search(
+    words: Annotated[list[str], typer.Argument(help="Words to look for.")],
+    domain: Annotated[str | None, typer.Option("--domain", help="Only entries of this domain.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="At most this many.")] = 20,
+    format: Format = "text",
+    entries: Entries = None,
+) -> None:
+    """Find entries by words. Exit code 1 if there are none."""
+    sys.exit(browse.search(" ".join(words), domain=domain, limit=limit, format=format, entries=entries or []))
+
+
+@app.command(name="list")
+def list_entries(
+    domain: Annotated[str | None, typer.Option("--domain", help="Only entries of this domain.")] = None,
+    tier: Annotated[str | None, typer.Option("--tier", help="Only entries of this verification tier.")] = None,
+    tag: Annotated[str | None, typer.Option("--tag", help="Only entries with this tag.")] = None,
+    format: Format = "text",
+    entries: Entries = None,
+) -> None:
+    """List entries."""
+    browse.listing(domain=domain, tier=tier, tag=tag, format=format, entries=entries or [])
+
+
+@app.command()
+def index(
+    path: Annotated[bool, typer.Option("--path", help="Print where the index is, building it if needed.")] = False,
+    entries: Entries = None,
+) -> None:
+    """Build the SQLite index anew, or say where it is: `datasette $(kb index --path)`."""
+    maintain.index(path_only=path, entries=entries or [])
+
+
+@app.command(name="import")
+def import_records(
+    source: Annotated[Path, typer.Argument(help="A reference-shaped JSON record, or a folder of them.")],
+    to: Annotated[Path, typer.Option("--to", help="Entries folder to write into.")] = Path("entries"),
+    into: Annotated[str | None, typer.Option("--into", metavar="ID", help="Attach the record to this existing entry.")] = None,
+) -> None:
+    """Take in foreign records as unproven claims. Nothing is overwritten."""
+    maintain.import_records(source, to=to, into=into)
+
+
+@app.command()
+def schema(
+    name: Annotated[str | None, typer.Argument(help="entry, published, evidence or match; nothing lists them.")] = None,
+    write: Annotated[Path | None, typer.Option("--write", help="Write all schemas into this folder.")] = None,
+) -> None:
+    """Print a JSON Schema."""
+    maintain.schema(name, write=write)
+
+
+@app.command()
+def check(
+    ids: Annotated[list[str] | None, typer.Argument(help="Entry ids or folders; nothing means all.")] = None,
+    root: Annotated[Path | None, typer.Option("--root", help="Entries folder; by default the packaged one or the checkout's.")] = None,
+    clean: Annotated[Path | None, typer.Option("--clean", help="Folder of pastes that must match nothing.")] = None,
+    format: Format = "text",
+) -> None:
+    """Check entries: schema, patterns, samples, links, arms. Exit code 1 if anything is found."""
+    sys.exit(maintain.check(ids or [], root=root, clean=clean, format=format))
+
+
+@app.command(name="eval")
+def evaluate(
+    path: Annotated[Path, typer.Argument(metavar="CORPUS", help="JSON Lines with text and entry.")],
+    json: Annotated[bool, typer.Option("--json", help="The whole report as JSON.")] = False,
+    entries: Entries = None,
+) -> None:
+    """Score the matcher on a labelled corpus."""
+    corpus.evaluate(path, as_json=json, entries=entries or [])

@@ -1,0 +1,79 @@
+"""`index`, `import`, `schema`, `check`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from kb.cli import terminal
+from kb.errors import UsageError
+from kb.render import structured
+from kb.render.page import safe
+
+
+def index(*, path_only: bool, entries: Sequence[Path]) -> None:
+    """Build the index, or print its path."""
+    from kb.knowledge import index_file, open_base
+
+    base = open_base(entries, rebuild=not path_only)
+    terminal.warn(base.warnings)
+    if base.file is None:
+        raise UsageError("the index is kept in memory only", "make the cache folder writable, or set KB_CACHE to one that is")
+    if path_only:
+        terminal.write(f"{base.file}\n")
+    else:
+        print(f"{len(base.index.list())} entries in {index_file(entries)}", file=sys.stderr)
+
+
+def import_records(source: Path, *, to: Path, into: str | None) -> None:
+    """Import and say what was written."""
+    from kb.foreign import take_in
+
+    for done in take_in(source, to, into=into):
+        terminal.write(f"{done.entry_id}\t{done.file}\n")
+
+
+def schema(name: str | None, *, write: Path | None) -> None:
+    """Print one schema, list their names, or write all."""
+    from kb import schema as schemas
+
+    if write is not None:
+        for file in schemas.write(write):
+            terminal.write(f"{file}\n")
+        return
+    texts = schemas.schemas()
+    if name is None:
+        terminal.write("".join(f"{file.removesuffix('.schema.json')}\n" for file in texts))
+    elif f"{name}.schema.json" in texts:
+        terminal.write(texts[f"{name}.schema.json"])
+    else:
+        raise UsageError(f"no schema is called `{safe(name)}`", "one of " + ", ".join(file.removesuffix(".schema.json") for file in texts))
+
+
+def check(ids: Sequence[str], *, root: Path | None, clean: Path | None, format: str) -> int:
+    """Check a catalogue; 1 if there is any finding."""
+    from kb.catalog import load, packaged_root
+    from kb.lint import check as run_checks
+
+    if format not in ("text", "json"):
+        raise UsageError(f"--format {format}: unknown", "text or json")
+    folder = (root or packaged_root()).resolve()
+    catalog = load([folder])
+    only = [_as_id(item, folder) for item in ids]
+    if missing := [item for item in only if item not in catalog.entries and not any(item in p.file for p in catalog.problems)]:
+        raise UsageError(f"no such entry: {', '.join(map(safe, missing))}", f"ids below {folder}")
+    pastes = sorted(clean.glob("*.txt")) if clean else []
+    findings = run_checks(catalog, clean=pastes, only=only)
+    if format == "json":
+        terminal.write(structured.dumps([asdict(finding) for finding in findings]))
+    else:
+        terminal.write("".join(safe(line) + "\n" for finding in findings for line in str(finding).split("\n")))
+        print(f"{len(only) or len(catalog.entries)} entries, {len(findings)} findings", file=sys.stderr)
+    return 1 if findings else 0
+
+
+def _as_id(item: str, folder: Path) -> str:
+    path = Path(item).resolve()
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) and path != folder else item

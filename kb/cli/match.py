@@ -1,0 +1,124 @@
+"""`kb match`: read pastes, answer each, say by exit code whether anything was recognised."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kb.cli import terminal
+from kb.errors import UsageError
+from kb.intake import read_file, read_stdin
+from kb.knowledge import KnowledgeBase, open_base
+from kb.localize import LOCALES
+from kb.models.result import Environment, Result
+
+FORMATS = ("text", "markdown", "json", "jsonl")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `kb match`, however they were read."""
+
+    files: tuple[str, ...] = ()
+    format: str = "text"
+    locale: str = "en"
+    env: str = "none"
+    entries: tuple[str, ...] = ()
+
+
+_VALUED = {"--format": "format", "-f": "format", "--locale": "locale", "--env": "env", "--entries": "entries"}
+
+
+def plain(arguments: Sequence[str]) -> Options | None:
+    """Options from a command line that only uses known options; None leaves the rest, help and errors, to typer."""
+    files: list[str] = []
+    entries: list[str] = []
+    values: dict[str, str] = {}
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name in _VALUED and (equals == "" or name.startswith("--")):
+            given = value if equals else next(rest, None)
+            if given is None:
+                return None
+            if _VALUED[name] == "entries":
+                entries.append(given)
+            else:
+                values[_VALUED[name]] = given
+        elif argument.startswith("-") and argument != "-":
+            return None
+        else:
+            files.append(argument)
+    return Options(files=tuple(files), entries=tuple(entries), **values)
+
+
+def run(options: Options) -> int:
+    """Answer every input. Exit code 0 if something was recognised in each, 1 if not, by way of KbError 2."""
+    if options.format not in FORMATS:
+        raise UsageError(f"--format {options.format}: unknown", f"one of {', '.join(FORMATS)}")
+    if options.locale not in LOCALES:
+        raise UsageError(f"--locale {options.locale}: unknown", f"one of {', '.join(LOCALES)}")
+    inputs = options.files or ("-",)
+    if len(inputs) > 1 and options.format == "json":
+        raise UsageError("--format json gives one document", "use --format jsonl for several inputs")
+    environment = known_environment(options.env)
+    texts = [(name, _read(name)) for name in inputs]
+    base = open_base([Path(folder) for folder in options.entries])
+    terminal.warn(base.warnings)
+    abstained = False
+    for name, text in texts:
+        answer = base.match(text, environment, locale=options.locale)
+        abstained = abstained or answer.abstained
+        if len(texts) > 1 and options.format in ("text", "markdown"):
+            terminal.write(f"==> {name} <==\n" if options.format == "text" else f"## {name}\n\n")
+        terminal.write(render(options, answer))
+    return 1 if abstained else 0
+
+
+def known_environment(choice: str) -> Environment:
+    """`none` knows nothing, `auto` looks at this machine, anything else is a JSON file."""
+    from kb import environment
+
+    if choice == "none":
+        return Environment()
+    if choice == "auto":
+        return environment.from_machine()
+    return environment.from_file(Path(choice))
+
+
+def _read(name: str) -> str:
+    return read_stdin() if name == "-" else read_file(Path(name))
+
+
+def render(options: Options, answer: Result) -> str:
+    """One answer in the format asked for."""
+    renderers: dict[str, Callable[[], str]] = {
+        "text": lambda: _text(answer, options.locale),
+        "markdown": lambda: _markdown(answer, options.locale),
+        "json": lambda: _json(answer, compact=False),
+        "jsonl": lambda: _json(answer, compact=True),
+    }
+    return renderers[options.format]()
+
+
+def _text(answer: Result, locale: str) -> str:
+    from kb.render import text
+
+    return text.result(answer, width=terminal.width(), color=terminal.color(), locale=locale)
+
+
+def _markdown(answer: Result, locale: str) -> str:
+    from kb.render import markdown
+
+    return markdown.result(answer, locale=locale)
+
+
+def _json(answer: Result, *, compact: bool) -> str:
+    from kb.render import structured
+
+    return structured.dumps(answer, compact=compact)
+
+
+__all__ = ["FORMATS", "KnowledgeBase", "Options", "known_environment", "plain", "render", "run", "sys"]

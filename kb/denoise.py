@@ -1,0 +1,251 @@
+"""Strip what launchers, loggers, terminals, notebooks and chat programs add around an error, line by line.
+
+Every line keeps a map back to its raw columns, so that the line shown and highlighted is the user's own. Removal
+runs to a fixed point: denoising twice changes nothing, and the order in which noise was stacked does not matter.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from kb.models.result import Line
+
+SEGMENT = 65_536
+"""Longer lines are read in segments of this many code points, so that no pattern ever sees an endless line."""
+OVERLAP = 2_048
+"""Code points that neighbouring segments share, so that nothing is lost at a seam."""
+
+# --- removed wherever it stands -------------------------------------------------------------------------------
+
+_ESCAPES = re.compile(
+    r"(?:\x1b|\^\[|\\x1b|\\u001b|\\033)(?:\[[0-?]{0,40}[ -/]{0,4}[@-~]|\][^\x07\x1b]{0,2000}(?:\x07|\x1b\\)|[@-Z\\-_])"
+    r"|\x1b"
+    r"|\[\d{1,3}(?:;\d{1,3}){0,8}m(?!\])"  # the escape byte itself was lost in a copy
+)
+# Invisible: control characters, zero-width and direction marks. A direction override could disguise text.
+_INVISIBLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]")
+_ENTITY = re.compile(r"&(?:lt|gt|amp|quot|apos|nbsp|#\d{1,7}|#x[0-9a-fA-F]{1,6});")
+_LOOKALIKES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u00a0": " ", "\u3000": " "})
+
+# --- removed at the start of a line ---------------------------------------------------------------------------
+
+_DATE = r"(?:\d{4}[-/.]\d{2}[-/.]\d{2}|\d{2}[-/]\d{2}(?:[-/]\d{2,4})?|(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) [ \d]\d)"
+_CLOCK = r"\d{1,2}:\d{2}:\d{2}(?:[.,-]\d{1,9})?"
+_ZONE = r"(?: ?(?:Z|UTC|[+-]\d{2}:?\d{2}))?"
+_MOMENT = rf"(?:{_DATE}[T _]{{1,2}}{_CLOCK}{_ZONE})"
+_LEVEL = r"(?P<level>TRACE|DEBUG|INFO|NOTICE|WARN|WARNING|ERROR|ERR|CRITICAL|FATAL)"
+
+
+class Prefix(NamedTuple):
+    """One kind of prefix. Named groups `rank`, `worker` and `level` are kept, the rest is thrown away."""
+
+    name: str
+    pattern: re.Pattern[str]
+
+
+def _prefix(name: str, pattern: str) -> Prefix:
+    return Prefix(name, re.compile(pattern))
+
+
+PREFIXES: tuple[Prefix, ...] = (
+    _prefix("markdown quote", r"[ \t]{0,3}>(?:[ \t]?>){0,8}[ \t]"),
+    _prefix("box edge", r"[ \t]*[│┃║][ \t]?"),
+    _prefix("exception group margin", r"[ \t]*\|(?:[ \t]|$)|[ \t]*\+-?(?=\+?-{5,})"),
+    _prefix("rank", r"[ \t]*\[(?:rank|default|RANK|Rank )(?P<rank>\d{1,6})\] ?:? ?"),
+    _prefix("rank word", r"[ \t]*[Rr]ank ?(?P<rank>\d{1,6}) ?[:|] (?! )"),
+    _prefix("mpirun", r"[ \t]*\[\d{1,4},(?:mpirank:)?(?P<rank>\d{1,6})(?:,algo-\d+)?\](?:<std(?:out|err)>:?| ?:)? ?"),
+    _prefix("stream", r"[ \t]*\[?(?:stderr|stdout|STDERR|STDOUT)\]?(?: [PF])?: ?"),
+    _prefix(
+        "worker",
+        r"[ \t]*\((?P<worker>[A-Za-z_][\w.:<>-]{0,60}(?: ?\w+=[\w.:-]{1,64},?){0,4} pid=\d+(?:, ip=[\d.a-fA-F:]+)?)\) ?",
+    ),
+    _prefix("raylet", r"[ \t]*\((?:raylet|autoscaler|dashboard|gcs_server)[^)\n]{0,60}\) "),
+    _prefix("kubernetes", r"\[pod/[\w./-]{1,120}\] ?"),
+    _prefix("compose", r"[\w.-]{1,40}-?\d{0,3} +\| "),
+    _prefix("nccl host", r"[ \t]*[\w.-]{1,80}:\d{1,8}:\d{1,8} \[(?P<rank>\d{1,4})\] (?=NCCL |[\w./-]+:\d+ NCCL |misc/|transport)"),
+    _prefix("dmesg", r"\[ {0,8}\d{1,9}\.\d{6}\] "),
+    _prefix("syslog", rf"{_DATE} {_CLOCK} [\w.-]{{1,64}} [\w./-]{{1,48}}(?:\[\d+\])?: "),
+    _prefix("glog", r"[ \t]*(?P<level>[IWEF])\d{4} \d{2}:\d{2}:\d{2}(?:\.\d{1,9})? +(?:\d+ )?(?:[\w./-]{1,120}:\d+\]|\[?[\w./-]{1,120}:\d+\]?) ?"),
+    _prefix("c10d glog", r"[ \t]*\[(?P<level>[IWEF])(?:\d{3,4} \d{2}:\d{2}:\d{2}(?:\.\d{1,9})?)? ?(?:[\w./-]{1,120}:\d+)?\] ?"),
+    _prefix("cuda log", rf"[ \t]*\[{_CLOCK}\]\[\d+\](?=\[CUDA\])"),
+    _prefix("bracketed moment", rf"[ \t]*\[{_MOMENT}\](?: ?\[\d{{1,8}}\])? ?(?:- )?"),
+    _prefix("bracketed clock", rf"[ \t]*\[{_CLOCK}\] "),
+    _prefix("moment", rf"[ \t]*{_MOMENT}(?: *\| *| - |: |,? )"),
+    _prefix("moment at the end", rf"[ \t]*{_MOMENT}$"),
+    _prefix("clock", rf"{_CLOCK} (?=\S)"),
+    _prefix("location", r"\[[\w.-]{1,80}\.(?:py|cc|cpp|cu|h):\d{1,6}(?::\w+)?\] ?"),
+    _prefix("transformers log", rf"\[{_LEVEL}\|[\w.-]{{1,80}}(?::\d+)?\](?: {_MOMENT})? *>> ?"),
+    _prefix("bracketed level", rf"[ \t]*\[ ?{_LEVEL} ?\][ :]{{0,2}}"),
+    _prefix("level", rf"[ \t]*{_LEVEL}(?: *\| *| - |: +|:(?=\S)| {{1,10}})(?=\S)"),
+    _prefix("logger between bars", r"[\w.-]{1,80}(?::[\w<>-]{1,60}(?::\d+)?)? (?:\||-) (?=\S)(?=[^|]{0,400}$)"),
+    _prefix("logger before level", rf"[\w.-]{{1,80}}: \[{_LEVEL}\] (?=\S)"),
+    _prefix("pytest", r"E {2,}|E\t"),
+    _prefix("progress bar", r"[^|\n]{0,60}\d{1,3}%\|[^|\n]{0,200}\| [^\[\n]{0,60}\[[^\]\n]{0,80}\](?! *$)[ \t]*"),
+    _prefix("shell trace", r"\++ (?=[A-Z_]+=)"),
+)
+"""Tried in this order until none fits any more."""
+
+_LOOSE = frozenset({"logger between bars", "logger before level", "compose"})
+"""Prefixes that look like ordinary text: taken only behind another prefix that was certain."""
+
+_SRUN = re.compile(r"[ \t]{0,3}(?P<rank>\d{1,4}): ?")
+_BRACKETED_RANK = re.compile(r"[ \t]*\[(?P<rank>\d{1,6})\](?::|(?=[ \t]*\[rank)) ?")
+_NUMBERED = ((_SRUN, 0.6), (_BRACKETED_RANK, 0.3))
+
+_BOX_END = re.compile(r"[ \t]*[│┃║][ \t]*$")
+_FENCE = re.compile(r"[ \t]*(?:```|~~~)[\w+-]{0,20}[ \t]*$")
+
+_SEVERITIES = {
+    "I": "info", "INFO": "info", "NOTICE": "info", "D": "debug", "DEBUG": "debug", "TRACE": "debug",
+    "W": "warning", "WARN": "warning", "WARNING": "warning",
+}  # fmt: skip
+
+
+class _Text:
+    """A line under the knife: its text and, per kept character run, where it came from."""
+
+    __slots__ = ("cuts", "text")
+
+    def __init__(self, text: str, start: int) -> None:
+        self.text = text
+        self.cuts: list[tuple[int, int]] = [(0, start)]
+
+    def raw(self, column: int) -> int:
+        clean, raw = self.cuts[0]
+        for pair in self.cuts:
+            if pair[0] > column:
+                break
+            clean, raw = pair
+        return raw + column - clean
+
+    def drop_head(self, length: int) -> None:
+        start = self.raw(length)
+        self.cuts = [(0, start)] + [(c - length, r) for c, r in self.cuts if c > length]
+        self.text = self.text[length:]
+
+    def replace(self, pattern: re.Pattern[str], by: Callable[[str], str]) -> None:
+        """Replace each hit; the character after a hit maps to where it really stood."""
+        if not pattern.search(self.text):
+            return
+        pieces: list[str] = []
+        cuts: list[tuple[int, int]] = []
+        position = written = 0
+        for hit in pattern.finditer(self.text):
+            for chunk, start in ((self.text[position : hit.start()], position), (by(hit.group()), hit.start())):
+                if chunk:
+                    cuts.append((written, self.raw(start)))
+                    pieces.append(chunk)
+                    written += len(chunk)
+            position = hit.end()
+        tail = self.text[position:]
+        cuts.append((written, self.raw(position)))
+        inner = [(written + c - position, r) for c, r in self.cuts if c > position]
+        self.text = "".join(pieces) + tail
+        self.cuts = _merge(cuts + inner)
+
+
+def _merge(cuts: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    merged: list[tuple[int, int]] = []
+    for clean, raw in cuts:
+        if merged and merged[-1][0] == clean:
+            merged[-1] = (clean, raw)
+        elif not merged or merged[-1][1] - merged[-1][0] != raw - clean:
+            merged.append((clean, raw))
+    return merged or [(0, 0)]
+
+
+def denoise(text: str) -> list[Line]:
+    """Clean lines of `text` in their order, blank ones included.
+
+    Lines count from 1 at each newline; a carriage return inside a line starts another clean line of the same number.
+    """
+    pieces = list(_pieces(text))
+    numbered = _numbered_prefix(pieces)
+    return [_clean(number, start, piece, numbered) for number, start, piece in pieces]
+
+
+def _pieces(text: str) -> Iterator[tuple[int, int, str]]:
+    for number, raw in enumerate(text.split("\n"), start=1):
+        start = 0
+        for part in raw.split("\r"):
+            if part or "\r" not in raw:
+                if len(part) <= SEGMENT:
+                    yield number, start, part
+                else:
+                    for offset in range(0, max(1, len(part) - OVERLAP), SEGMENT - OVERLAP):
+                        yield number, start + offset, part[offset : offset + SEGMENT]
+            start += len(part) + 1
+
+
+def _numbered_prefix(pieces: list[tuple[int, int, str]]) -> re.Pattern[str] | None:
+    """`0: ` of srun or `[0]: `: a bare number is a rank only where a good part of the lines carries one."""
+    lines = [piece for _, _, piece in pieces[:2000] if piece.strip()]
+    for pattern, share in _NUMBERED:
+        hits = sum(1 for line in lines if pattern.match(line))
+        if hits >= 2 and hits >= share * len(lines):
+            return pattern
+    return None
+
+
+def _clean(number: int, start: int, piece: str, numbered: re.Pattern[str] | None) -> Line:
+    line = _Text(piece, start)
+    if not piece.isascii():
+        line.text = line.text.translate(_LOOKALIKES)
+    for _ in range(8):  # each round that changes anything shortens the line; noise is not nested deeper than this
+        before = line.text
+        line.replace(_ESCAPES, lambda _hit: "")
+        line.replace(_INVISIBLE, lambda _hit: "")
+        if "&" in line.text:
+            line.replace(_ENTITY, _entity)
+        if line.text == before:
+            break
+    length = len(line.text)
+    source, severity = _strip_prefixes(line, numbered)
+    stamped = len(line.text) < length
+    while end := _BOX_END.search(line.text):
+        line.text = line.text[: end.start()]
+    line.text = "" if _FENCE.match(line.text) else line.text.rstrip()
+    return Line(number, line.text, tuple(line.cuts), source, severity, stamped)
+
+
+def _entity(hit: str) -> str:
+    char = html.unescape(hit).translate(_LOOKALIKES)
+    return char if len(char) == 1 and char.isprintable() else " "
+
+
+def _strip_prefixes(line: _Text, numbered: re.Pattern[str] | None) -> tuple[str | None, str | None]:
+    sources: list[str] = []
+    severity: str | None = None
+    certain = False
+    bare: list[str] = []
+    if numbered and (hit := numbered.match(line.text)):
+        bare.append(f"rank{int(hit['rank'])}")  # believed only where nothing says `rank` outright
+        line.drop_head(hit.end())
+    for _ in range(32):
+        found = _first_prefix(line.text, certain)
+        if found is None:
+            break
+        hit = found
+        groups = hit.groupdict()
+        if (rank := groups.get("rank")) is not None:
+            sources.append(f"rank{int(rank)}")
+        if (worker := groups.get("worker")) is not None:
+            sources.append(worker)
+        if (level := groups.get("level")) is not None:
+            severity = _SEVERITIES.get(level, "error")
+        certain = True
+        line.drop_head(hit.end())
+    return next(iter(sources + bare), None), severity
+
+
+def _first_prefix(text: str, certain: bool) -> re.Match[str] | None:
+    for prefix in PREFIXES:
+        if prefix.name in _LOOSE and not certain:
+            continue
+        hit = prefix.pattern.match(text)
+        if hit and hit.end():
+            return hit
+    return None

@@ -1,0 +1,327 @@
+"""Denoised lines to incidents: exceptions with type, message and frames, and the log lines around them.
+
+Lines are first sorted by the stream they came from, so that interleaved ranks are read one after the other. Nothing
+raises on junk: what is not understood stays a log line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from kb.models.result import Frame, Incident, Line, Link
+
+MESSAGE_LINES = 40
+"""An exception's message ends at the latest after this many lines."""
+MESSAGE_LENGTH = 4_000
+"""Code points of a message that are kept."""
+
+_HEADER = re.compile(r"^[\s+|]*(?:╭─+ )?Traceback \(most recent call last\)(?:[:]| ─+╮)?\s*$")
+_IPYTHON_HEADER = re.compile(r"^\s*(?P<type>(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*) {2,}Traceback \(most recent call last\)\s*$")
+_CHAINS: tuple[tuple[str, Link], ...] = (
+    ("The above exception was the direct cause of the following exception", "cause"),
+    ("During handling of the above exception, another exception occurred", "context"),
+)
+_FRAMES = (
+    re.compile(r'^\s*File "(?P<file>[^"]{1,1000})", line (?P<line>\d{1,9})(?:, in (?P<function>.{1,300}))?\s*$'),
+    re.compile(r"^\s*File (?P<file>[^\s\"][^\"]{0,1000}?):(?P<line>\d{1,9})(?:, in (?P<function>.{1,300}))?\s*$"),
+    re.compile(r"^\s*(?P<file>Cell\s+In\s?\[[\d ]{1,8}\])(?:, line (?P<line>\d{1,9}))(?:, in (?P<function>.{1,300}))?\s*$"),
+    re.compile(r"^(?P<file><ipython-input-[\w-]{1,60}>) in (?P<function>.{1,300}?)\s*$"),
+    re.compile(r"^(?P<file>(?:/|~/|[A-Za-z]:[\\/]|\./|\.\./)[^:*?\"<>|]{1,1000}\.\w{1,4}) in (?P<function>[\w<>.]{1,200}\(.{0,300}\)?)\s*$"),
+    re.compile(r"^(?P<file>(?:/|~/|[A-Za-z]:[\\/]|\./|\.\./)[^:*?\"<>|]{1,1000}):(?P<line>\d{1,9}) in (?P<function>[\w<>.]{1,200})\s*$"),
+    re.compile(r"^(?P<file>[\w./\\~-]{1,300}\.py):(?P<line>\d{1,9}): (?:in )?(?P<function>[\w<>.]{1,200})?\s*$"),
+)
+_RICH_SPLIT = re.compile(r"^(?:/|~/|[A-Za-z]:[\\/]).{4,}$")
+_EXCEPTION = re.compile(r"^(?P<type>(?:[A-Za-z_]\w{0,80}\.){0,12}[A-Za-z_]\w{0,120})(?::(?:\s+(?P<message>.*))?)?$")
+_TYPE = re.compile(
+    r"(?:Error|Exception|Interrupt|Exit|Unsupported|Failure|Fault|Timeout|Hit|Group|Mismatch|NotFound|Abort|Iteration)$"
+)
+_STANDALONE_TYPE = re.compile(r"^(?:[a-z_]\w{0,80}\.){0,12}(?:_?[A-Z]\w{0,120}(?:Error|Exception|Unsupported|Interrupt)|Exception|KeyboardInterrupt|SystemExit)$")
+_CODE = re.compile(r"^\s*(?:-+>|❱|>)?\s*\d{1,6}(?:\s|$)")
+_CARETS = re.compile(r"^[\s~^]+$")
+_REPEATED = re.compile(r"^\s*\[Previous line repeated \d+ more times?\]\s*$")
+_RULE_LINE = re.compile(r"^\s*[-=─╭╰╮╯*_]{4,}.*$")
+_INSTALLED = re.compile(r"(?:site|dist)-packages[/\\](?P<package>[A-Za-z_]\w*)")
+_LIBRARY = re.compile(r"(?:site|dist)-packages[/\\]|lib[/\\]python\d|[/\\]Lib[/\\](?!site)|^<frozen |[/\\]python\d+\.zip|^<string>$")
+
+
+class Passage(NamedTuple):
+    """Lines that are searched as one text, with white space folded."""
+
+    lines: tuple[Line, ...]
+    text: str
+
+    def locate(self, offset: int) -> tuple[Line, int]:
+        """The line and clean column on which code point `offset` of the folded text stands."""
+        position = 0
+        for line in self.lines:
+            for word in re.finditer(r"\S+", line.text):
+                if offset < position + len(word.group()):
+                    return line, word.start() + max(0, offset - position)
+                position += len(word.group()) + 1
+        last = self.lines[-1]
+        return last, len(last.text)
+
+
+def passage(lines: Sequence[Line]) -> Passage:
+    """Fold `lines` into one searchable text."""
+    return Passage(tuple(lines), " ".join(" ".join(line.text for line in lines).split()))
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An incident with the text its patterns are searched in."""
+
+    incident: Incident
+    subject: Passage
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """All that was understood: exceptions in the order of their lines, then everything else line by line."""
+
+    failures: tuple[Failure, ...]
+    log: tuple[Line, ...]
+    frames: tuple[Frame, ...]
+    """Every frame of the paste, also those whose exception was cut off."""
+
+
+@dataclass(slots=True)
+class _Open:
+    """A traceback being read."""
+
+    frames: list[Frame] = field(default_factory=list)
+    ipython: bool = False
+    rich: bool = False
+    indent: int = 0
+
+
+def parse(lines: Sequence[Line]) -> Parsed:
+    """Read denoised lines. Total: every line ends up in a failure, in a traceback's body, or in the log."""
+    failures: list[Failure] = []
+    log: list[Line] = []
+    frames: list[Frame] = []
+    for stream in _streams(lines):
+        found, rest, calls = _Stream(stream).read(offset=len(failures))
+        failures += found
+        log += rest
+        frames += calls
+    return Parsed(_folded(failures), tuple(sorted(log, key=lambda line: line.number)), tuple(frames))
+
+
+def _streams(lines: Iterable[Line]) -> list[list[Line]]:
+    streams: dict[str | None, list[Line]] = {}
+    for line in lines:
+        streams.setdefault(line.source, []).append(line)
+    return list(streams.values())
+
+
+class _Stream:
+    """Reads one stream from top to bottom."""
+
+    def __init__(self, lines: list[Line]) -> None:
+        self.lines = lines
+        self.at = 0
+        self.failures: list[Failure] = []
+        self.log: list[Line] = []
+        self.frames: list[Frame] = []
+        self.open: _Open | None = None
+        self.link: Link | None = None
+        self.offset = 0
+
+    def read(self, offset: int) -> tuple[list[Failure], list[Line], list[Frame]]:
+        self.offset = offset
+        while self.at < len(self.lines):
+            self._step(self.lines[self.at])
+        return self.failures, self.log, self.frames
+
+    def _step(self, line: Line) -> None:
+        text = line.text
+        if not text.strip():
+            self.at += 1
+        elif _HEADER.match(text) or _IPYTHON_HEADER.match(text):
+            self.open = _Open(ipython=_IPYTHON_HEADER.match(text) is not None, rich="─" in text, indent=_indent(text))
+            self.at += 1
+        elif (link := _chain(text)) is not None:
+            self.link = link
+            self.at += 1
+        elif (frame := self._frame(text)) is not None:
+            self._take_frame(frame, text)
+        elif self._is_body(text):
+            self.at += 1
+        elif (hit := self._exception(text)) is not None:
+            self._take_exception(line, hit)
+        else:
+            if self.open is not None and not _RULE_LINE.match(text):
+                self.open = None
+            self.log.append(line)
+            self.at += 1
+
+    def _frame(self, text: str) -> Frame | None:
+        for pattern in _FRAMES:
+            if hit := pattern.match(text):
+                groups = hit.groupdict()
+                number = groups.get("line")
+                return Frame(groups["file"], int(number) if number else None, groups.get("function"))
+        if self.open is not None and self.open.rich and _RICH_SPLIT.match(text) and self.at + 1 < len(self.lines):
+            joined = text + self.lines[self.at + 1].text  # Rich breaks a long location at the edge of its box
+            for pattern in _FRAMES[5:6]:
+                if hit := pattern.match(joined):
+                    self.at += 1
+                    return Frame(hit["file"], int(hit["line"]), hit["function"])
+        return None
+
+    def _take_frame(self, frame: Frame, text: str) -> None:
+        if self.open is None:
+            self.open = _Open(indent=max(0, _indent(text) - 2))
+        self.open.frames.append(frame)
+        self.frames.append(frame)
+        self.at += 1
+        if not self.open.ipython and not self.open.rich and text.lstrip().startswith('File "'):
+            self._skip_source(_indent(text))
+
+    def _skip_source(self, indent: int) -> None:
+        """The source line below a frame, which may hold anything, an error message included."""
+        if self.at >= len(self.lines):
+            return
+        text = self.lines[self.at].text
+        if not text.strip() or _HEADER.match(text) or self._frame(text) or _chain(text):
+            return
+        if _indent(text) > indent:
+            while self.at < len(self.lines) and _indent(self.lines[self.at].text) > indent and self.lines[self.at].text.strip():
+                if self._frame(self.lines[self.at].text):
+                    return
+                self.at += 1
+        elif not (hit := _EXCEPTION.match(text.strip())) or not _TYPE.search(hit["type"]):
+            self.at += 1  # indentation was lost on the way
+
+    def _is_body(self, text: str) -> bool:
+        if _CARETS.match(text) or _REPEATED.match(text):
+            return self.open is not None
+        if self.open is None:
+            return False
+        if self.open.rich:
+            # Inside the box everything but a location is source; the box may have lost its lower edge.
+            self.open.rich = not text.startswith("╰")
+            hit = _EXCEPTION.match(text.strip())
+            return not (hit and _STANDALONE_TYPE.match(hit["type"]))
+        return self.open.ipython and bool(_CODE.match(text))
+
+    def _exception(self, text: str) -> re.Match[str] | None:
+        hit = _EXCEPTION.match(text.strip())
+        if hit is None:
+            return None
+        name = hit["type"]
+        last = name.rpartition(".")[2]
+        if self.open is not None and self.open.frames and _indent(text) <= self.open.indent + 1:
+            believable = bool(_TYPE.search(last)) or ("." in name and last[:1].isupper()) or last[:1].isupper()
+            return hit if believable and not last.endswith("Warning") else None
+        return hit if _STANDALONE_TYPE.match(name) and (":" in text or self.open is not None) else None
+
+    def _take_exception(self, line: Line, hit: re.Match[str]) -> None:
+        self.at += 1
+        message = [line]
+        while self.at < len(self.lines) and len(message) < MESSAGE_LINES and self._continues(message):
+            message.append(self.lines[self.at])
+            self.at += 1
+        frames = tuple(self.open.frames) if self.open else ()
+        first = hit["message"] or ""
+        text = "\n".join([first, *(part.text for part in message[1:])]).strip()[:MESSAGE_LENGTH]
+        previous = self.offset + len(self.failures) - 1 if self.link and self.failures else None
+        incident = Incident(
+            kind="exception",
+            type=hit["type"],
+            message=text,
+            line=line.number,
+            frames=frames,
+            ranks=(line.source,) if line.source else (),
+            follows=previous,
+            link=self.link if previous is not None else None,
+            package=_package(hit["type"], frames),
+            user_frame=_user_frame(frames),
+        )
+        self.failures.append(Failure(incident, passage(message)))
+        self.open = None
+        self.link = None
+
+    def _continues(self, message: list[Line]) -> bool:
+        line = self.lines[self.at]
+        text = line.text
+        if not text.strip():
+            # Some messages hold an empty line before indented detail, as `Weights only load failed.` does.
+            following = self.lines[self.at + 1].text if self.at + 1 < len(self.lines) else ""
+            return len(message) == 1 and following[:1] in {" ", "\t"} and not self._frame(following)
+        if line.severity is not None or (line.stamped and not message[0].stamped) or _RULE_LINE.match(text) or _HEADER.match(text) or _IPYTHON_HEADER.match(text):
+            return False
+        if _chain(text) is not None or self._frame(text) is not None:
+            return False
+        hit = _EXCEPTION.match(text.strip())
+        return not (hit and _STANDALONE_TYPE.match(hit["type"]))
+
+
+def _indent(text: str) -> int:
+    return len(text) - len(text.lstrip())
+
+
+def _chain(text: str) -> Link | None:
+    stripped = text.strip()
+    return next((link for sentence, link in _CHAINS if stripped.startswith(sentence)), None)
+
+
+def _package(name: str, frames: Sequence[Frame]) -> str | None:
+    for frame in reversed(frames):
+        if hit := _last_installed(frame.file):
+            return hit
+        if not _LIBRARY.search(frame.file):
+            break
+    top, dot, _ = name.partition(".")
+    return top if dot else None
+
+
+def _last_installed(file: str) -> str | None:
+    hits = _INSTALLED.findall(file)
+    return hits[-1] if hits else None
+
+
+def _user_frame(frames: Sequence[Frame]) -> Frame | None:
+    return next((frame for frame in reversed(frames) if not _LIBRARY.search(frame.file)), None)
+
+
+def _folded(failures: Sequence[Failure]) -> tuple[Failure, ...]:
+    """Copies of one failure become one, with every rank that had it; order is that of first lines."""
+    kept: dict[tuple[object, ...], int] = {}
+    moved: dict[int, int] = {}
+    folded: list[Failure] = []
+    for index in sorted(range(len(failures)), key=lambda i: failures[i].incident.line):
+        incident = failures[index].incident
+        last = incident.frames[-1] if incident.frames else None
+        key = (
+            incident.type and incident.type.rpartition(".")[2],
+            re.sub(r"\d+", "0", incident.message[:400]),
+            (last.file, last.function) if last else None,
+            incident.link,
+        )
+        bare = (key[0], key[1])
+        found = kept.get(key, kept.get(bare) if last is None else None)
+        if found is None:
+            kept[key] = moved[index] = len(folded)
+            kept.setdefault(bare, len(folded))
+            folded.append(failures[index])
+        else:
+            moved[index] = found
+            first = folded[found]
+            ranks = tuple(dict.fromkeys(first.incident.ranks + incident.ranks))
+            folded[found] = replace(first, incident=replace(first.incident, ranks=ranks))
+    return tuple(_relinked(failure, position, moved) for position, failure in enumerate(folded))
+
+
+def _relinked(failure: Failure, position: int, moved: dict[int, int]) -> Failure:
+    follows = failure.incident.follows
+    if follows is None:
+        return failure
+    target = moved.get(follows)
+    if target is None or target == position:
+        return replace(failure, incident=replace(failure.incident, follows=None, link=None))
+    return replace(failure, incident=replace(failure.incident, follows=target))

@@ -1,0 +1,104 @@
+"""Removes secrets, and on request home folders, from text before it is stored or sent.
+
+Linear in the text: every pattern starts at a literal or at the start of a word, so no stretch is scanned again and
+again. Standard library only.
+"""
+
+from __future__ import annotations
+
+import re
+
+MARK = "[redacted]"
+
+_KEY_BLOCK = re.compile(
+    r"(-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----)[\s\S]*?(-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)", re.ASCII
+)
+
+_TOKEN = re.compile(
+    r"(?<![A-Za-z0-9_-])(?:"
+    r"hf_[A-Za-z0-9]{16,}"  # Hugging Face
+    r"|sk-[A-Za-z0-9_-]{16,}"  # OpenAI, Anthropic
+    r"|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_[A-Za-z0-9_]{16,}"
+    r"|glpat-[A-Za-z0-9_-]{16,}"
+    r"|(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9])"  # AWS
+    r"|AIza[A-Za-z0-9_-]{30,}"  # Google
+    r"|xox[abeoprs]-[A-Za-z0-9-]{10,}|xapp-[A-Za-z0-9-]{10,}"  # Slack
+    r"|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{4,}"  # JSON web token
+    r")",
+    re.ASCII,
+)
+
+_HEADER = re.compile(
+    r"(?i)\b((?:proxy-)?authorization|x-api-key|x-auth-token|set-cookie|cookie)"
+    r"([\"']?[ \t]{0,4}[:=][ \t]{0,4}[\"']?)(?:(?:bearer|basic|token|digest)[ \t]{1,4})?[^\s\"',]+",
+    re.ASCII,
+)
+_BEARER = re.compile(r"(?i)\b(bearer[ \t]{1,4})[A-Za-z0-9._~+/=-]{16,}", re.ASCII)
+
+_URL_CREDENTIALS = re.compile(r"(://)[^\s/@:\"'<>]{0,200}:[^\s/@\"'<>]{1,500}@", re.ASCII)
+
+# Environment style, `HF_TOKEN=...` or `"HF_TOKEN": "..."`: capitals, so that `past_key_values=...` stays readable.
+_ASSIGNED = re.compile(
+    r"(?<![A-Za-z0-9_])([A-Z0-9_]*?(?:API_?KEY|ACCESS_KEY|ACCESS_KEY_ID|SECRET_KEY|PRIVATE_KEY|_KEY|TOKEN|SECRET|"
+    r"PASSWORD|PASSWD|CREDENTIALS?|PASSPHRASE)[\"']?[ \t]{0,4}[=:][ \t]{0,4})"
+    r"(?:\"[^\"\n]*\"|'[^'\n]*'|[^\s\"',;&)]+)",
+    re.ASCII,
+)
+_NAMED = (
+    r"(?:api[_-]?key|access[_-]?key(?:[_-]id)?|secret[_-]?key|(?:aws[_-])?secret[_-]access[_-]key|private[_-]key"
+    r"|password|passwd|passphrase|client[_-]secret|secret|(?:access|auth|refresh|bearer|hf|api)[_-]?token|token)"
+)
+# Lower case is code more often than a secret: only a quoted text, or a long value with a digit in it, is taken out.
+_NAMED_QUOTED = re.compile(
+    rf"(?i)(?<![A-Za-z0-9_])({_NAMED}[\"']?[ \t]{{0,4}}[=:][ \t]{{0,4}})(?:\"[^\"\s]+\"|'[^'\s]+')", re.ASCII
+)
+_NAMED_BARE = re.compile(
+    rf"(?i)(?<![A-Za-z0-9_])({_NAMED}=)(?=[^\s\"',;&()\[\]]{{8}})(?=[^\s\"',;&()\[\]0-9]{{0,64}}[0-9])"
+    r"[^\s\"',;&()\[\]]+",
+    re.ASCII,
+)
+_OPTION = re.compile(rf"(?i)(?<!\S)(--{_NAMED}[= ])(?!-)[^\s]+", re.ASCII)
+
+# A top-level domain is spelled out so that `q@k.transpose(1, 2)` and `x@w.mT` are not addresses.
+_EMAIL = re.compile(
+    r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]+@(?:[A-Za-z0-9-]{1,63}\.){1,6}"
+    r"(?:com|org|net|edu|gov|mil|int|info|dev|app|cloud|tech|xyz|email|[a-z]{2})(?![A-Za-z0-9_(\[-])",
+    re.ASCII,
+)
+
+_HOME = re.compile(
+    r"(?<![A-Za-z0-9_.~-])(?:(?:/home/|/Users/)[^/\s\"':;,<>|()]+|/root(?![A-Za-z0-9_.-]))"
+    r"|(?<![A-Za-z0-9_])[A-Za-z]:(?:\\{1,2}|/)Users(?:\\{1,2}|/)"
+    r"(?:[^\\/\r\n\"':<>|]{1,64}(?=[\\/])|[^\\/\s\"':;,<>|]+)",
+    re.ASCII,
+)
+
+_SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (_KEY_BLOCK, rf"\1{MARK}\2"),
+    (_URL_CREDENTIALS, rf"\1{MARK}@"),
+    (_HEADER, rf"\1\2{MARK}"),
+    (_TOKEN, MARK),
+    (_BEARER, rf"\1{MARK}"),
+    (_ASSIGNED, rf"\1{MARK}"),
+    (_NAMED_QUOTED, rf"\1{MARK}"),
+    (_NAMED_BARE, rf"\1{MARK}"),
+    (_OPTION, rf"\1{MARK}"),
+    (_EMAIL, MARK),
+)
+
+
+def redact(text: str, paths: bool = False) -> str:
+    """The text without tokens, keys, passwords, credentials in addresses, and e-mail addresses.
+
+    `paths` also replaces home folders by `~`. Redacting twice changes nothing more.
+    """
+    # Taking one secret out can bring another to light, so it is repeated until nothing changes; twice is the rule.
+    for _ in range(8):
+        before = text
+        for pattern, replacement in _SECRETS:
+            text = pattern.sub(replacement, text)
+        if paths:
+            text = _HOME.sub("~", text)
+        if text == before:
+            break
+    return text

@@ -1,0 +1,212 @@
+"""Results and records as a page of text: the answer first, the detail below."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kb.models.result import Caution, Fix, Frame, Incident, Match, Result
+from kb.rank import cautions, fixes, rate_words, state_words
+from kb.render.page import Page
+from kb.render.words import RECOVER, STATES, TIERS, words
+
+MORE_FIXES = 4
+"""Fixes shown below the first; `kb show` has them all."""
+MORE_CAUTIONS = 4
+
+
+def result(answer: Result, *, width: int, color: bool, locale: str = "en") -> str:
+    """A match result as text."""
+    page = Page(width, color=color)
+    label = words(locale)
+    if answer.abstained:
+        _unknown(page, answer, label)
+        return page.text()
+    main, *others = answer.matches
+    _main(page, main, answer, label)
+    for other in others:
+        page.blank()
+        mark = f"{other.role}: {other.why}"
+        page.field(label["also"], f"{other.entry_id} · {mark}")
+    if main.role == "wrapper":
+        _behind_wrapper(page, answer, label)
+    page.blank()
+    page.field(label["more"], f"kb show {main.entry_id}", "dim")
+    return page.text()
+
+
+def _main(page: Page, match: Match, answer: Result, label: Mapping[str, str]) -> None:
+    mark, name, color = TIERS[match.verification_tier]
+    incident = answer.query.incidents[match.incident]
+    page.title(f"{match.entry_id}", f"{mark} {name}", color)
+    page.field(label["seen"], _shown(incident), "yellow")
+    page.field("", f"{match.why}{_ranks(incident)}", "dim")
+    if match.verification_tier == "refuted":
+        page.field("", match.tier_reason, "red")
+    page.blank()
+    page.field(label["why"], match.root_cause)
+    page.blank()
+    for place, fix in enumerate(match.fixes[: 1 + MORE_FIXES]):
+        _fix(page, fix, label, first=place == 0, second=place == 1)
+    if len(match.fixes) > 1 + MORE_FIXES:
+        page.field("", f"… {len(match.fixes) - 1 - MORE_FIXES} more", "dim")
+    _cautions(page, match.dead_ends, label)
+    page.blank()
+    page.field(label["recover"], RECOVER[match.recoverability])
+
+
+def _fix(page: Page, fix: Fix, label: Mapping[str, str], *, first: bool, second: bool) -> None:
+    mark, color = STATES[fix.state]
+    heading = label["first"] if first else label["then"] if second else ""
+    page.field(heading, f"{mark} {fix.action}", *(("bold",) if first else ()))
+    if first:
+        _how(page, fix.how)
+    page.field("", fix.why, color, indent=2)
+    if first and fix.trade_off:
+        page.field("", f"but: {fix.trade_off}", "dim", indent=2)
+    if first and fix.verification:
+        page.field("", fix.verification, "dim", indent=2)
+    if first:
+        page.blank()
+
+
+def _how(page: Page, how: str) -> None:
+    """Prose wraps, code stays; a fenced or indented line is code."""
+    fenced = False
+    for line in how.strip("\n").split("\n"):
+        if line.strip().startswith("```"):
+            fenced = not fenced
+        elif fenced or line.startswith("    "):
+            page.code(line, indent=2)
+        elif line.strip():
+            page.field("", line, indent=2)
+
+
+def _cautions(page: Page, dead_ends: Sequence[Caution], label: Mapping[str, str]) -> None:
+    if not dead_ends:
+        return
+    page.blank()
+    for place, caution in enumerate(dead_ends[:MORE_CAUTIONS]):
+        _, color = STATES[caution.state]
+        page.field(label["avoid"] if place == 0 else "", f"✗ {caution.action}")
+        page.field("", f"{caution.why} · {caution.why_fails}", color if caution.state == "refuted" else "dim", indent=2)
+    if len(dead_ends) > MORE_CAUTIONS:
+        page.field("", f"… {len(dead_ends) - MORE_CAUTIONS} more", "dim")
+
+
+def _unknown(page: Page, answer: Result, label: Mapping[str, str]) -> None:
+    page.title(label["unknown"], "", "yellow")
+    exceptions = [incident for incident in answer.query.incidents if incident.kind == "exception"]
+    if exceptions:
+        _understood(page, exceptions[-1], label)
+    else:
+        page.field(label["understood"], label["nothing"])
+    for number, hit in enumerate(answer.related):
+        page.field(label["related"] if number == 0 else "", f"{hit.entry_id} · {hit.why}", "dim")
+    page.field(label["contribute"], "add it: CONTRIBUTING.md says how an entry is made from a paste", "dim")
+
+
+def _understood(page: Page, incident: Incident, label: Mapping[str, str]) -> None:
+    page.field(label["understood"], f"{_shown(incident)} (line {incident.line}{_ranks(incident)})")
+    if incident.package:
+        page.field(label["raised_by"], incident.package)
+    if incident.user_frame:
+        page.field(label["your_code"], place(incident.user_frame))
+
+
+def _behind_wrapper(page: Page, answer: Result, label: Mapping[str, str]) -> None:
+    matched = {match.incident for match in answer.matches}
+    unknown = [i for n, i in enumerate(answer.query.incidents) if n not in matched and i.kind == "exception"]
+    if unknown:
+        page.blank()
+        page.field("", label["only_wrapper"] + ":", "yellow")
+        _understood(page, unknown[0], label)
+
+
+def place(frame: Frame) -> str:
+    """`file:line in function`."""
+    where = f"{frame.file}:{frame.line}" if frame.line else frame.file
+    return f"{where} in {frame.function}" if frame.function else where
+
+
+def _shown(incident: Incident) -> str:
+    first = next((line for line in incident.message.split("\n") if line.strip()), "")
+    text = f"{incident.type}: {first}" if incident.type and first else incident.type or first
+    return text if len(text) <= 400 else text[:399] + "…"
+
+
+def _ranks(incident: Incident) -> str:
+    if not incident.ranks:
+        return ""
+    shown = ", ".join(incident.ranks[:8])
+    return f", {shown}" + (f" and {len(incident.ranks) - 8} more" if len(incident.ranks) > 8 else "")
+
+
+def record(entry: Mapping[str, Any], *, width: int, color: bool, locale: str = "en") -> str:
+    """A published record as text."""
+    from kb.models.result import Environment
+
+    page = Page(width, color=color)
+    label = words(locale)
+    mark, name, tint = TIERS[entry["verification_tier"]]
+    page.title(entry["id"], f"{mark} {name}", tint)
+    page.field(label["seen"], (entry.get("signature_zh") if locale == "zh" else None) or entry["signature"], "yellow")
+    page.field("", entry["tier_reason"], "dim")
+    if entry.get("withdrawn"):
+        page.field("", f"withdrawn: {entry['withdrawn']}" + (f" → {entry['moved_to']}" if entry.get("moved_to") else ""), "red")
+    page.blank()
+    page.field(label["why"], entry["root_cause"])
+    for number, cause in enumerate(entry.get("causes") or ()):
+        page.field(label["causes"] if number == 0 else "", f"· {cause['summary']}")
+        if cause.get("detection"):
+            page.field("", cause["detection"], "dim", indent=2)
+    page.blank()
+    for number, fix in enumerate(fixes(entry, Environment())):
+        page.field(label["fixes"] if number == 0 else "", f"{STATES[fix.state][0]} {fix.action}", "bold")
+        _how(page, fix.how)
+        page.field("", fix.why, STATES[fix.state][1], indent=2)
+        for text in (fix.trade_off and f"but: {fix.trade_off}", fix.condition and f"when: {fix.condition}", fix.verification):
+            if text:
+                page.field("", text, "dim", indent=2)
+    page.blank()
+    for number, caution in enumerate(cautions(entry)):
+        page.field(label["avoid"] if number == 0 else "", f"✗ {caution.action}")
+        page.field("", caution.why_fails, indent=2)
+        page.field("", caution.why, STATES[caution.state][1], indent=2)
+    page.blank()
+    page.field(label["recover"], RECOVER[entry["recoverability"]])
+    _rest(page, entry, label)
+    return page.text()
+
+
+def _rest(page: Page, entry: Mapping[str, Any], label: Mapping[str, str]) -> None:
+    if measured := entry.get("reproduction"):
+        page.field(label["proof"], f"raised in {rate_words(measured)}, last on {measured['last_run']}")
+    for key, field in (("detect", "detection"), ("prevent", "prevention")):
+        if entry.get(field):
+            page.field(label[key], entry[field])
+    graph = entry["transition_graph"]
+    for key, field in (("preceded", "preceded_by"), ("leads", "leads_to"), ("confused", "frequently_confused_with")):
+        if graph.get(field):
+            page.field(label[key], ", ".join(graph[field]))
+    if entry.get("aliases"):
+        page.field(label["aliases"], ", ".join(entry["aliases"]))
+    if reported := entry.get("reported"):
+        _reported(page, reported, label)
+    for number, source in enumerate(entry.get("sources") or ()):
+        page.field(label["sources"] if number == 0 else "", f"{source['url']} ({source['kind']})", "dim")
+
+
+def _reported(page: Page, reported: Mapping[str, Any], label: Mapping[str, str]) -> None:
+    page.field(label["reported"], f"{reported['origin']}; its rates were typed in, not measured:", "dim")
+    claims = reported["record"]
+    for field, rate in (("workarounds", "success_rate"), ("dead_ends", "fail_rate")):
+        for claim in claims.get(field) or ():
+            if isinstance(claim, dict):
+                text = claim.get("action") or claim.get("why_fails") or ""
+                page.field("", f"· claims {rate} {claim.get(rate)}: {text}", "dim", indent=2)
+
+
+def claim(item: Mapping[str, Any]) -> str:
+    """A claim's rate or state in a few words, for listings."""
+    return rate_words(item["measured"]) if item.get("measured") else state_words(item)

@@ -1,0 +1,175 @@
+"""Pastes of every shape become incidents with type, message, frames, ranks and chains."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kb.denoise import denoise
+from kb.models.result import Incident
+from kb.parse import Parsed, parse
+
+
+def read(paste: str) -> Parsed:
+    return parse(denoise(paste))
+
+
+def incidents(paste: str) -> list[Incident]:
+    return [failure.incident for failure in read(paste).failures]
+
+
+PLAIN = """\
+Traceback (most recent call last):
+  File "/home/ml/train.py", line 12, in <module>
+    main()
+    ~~~~^^
+  File "/opt/conda/lib/python3.11/site-packages/torch/nn/modules/linear.py", line 134, in forward
+    return F.linear(input, self.weight, self.bias)
+           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+RuntimeError: expected mat1 and mat2 to have the same dtype
+"""
+
+
+def test_a_plain_traceback() -> None:
+    (incident,) = incidents(PLAIN)
+    assert (incident.type, incident.message) == ("RuntimeError", "expected mat1 and mat2 to have the same dtype")
+    assert [frame.function for frame in incident.frames] == ["<module>", "forward"]
+    assert incident.line == 8
+    assert incident.package == "torch"
+    assert incident.user_frame is not None
+    assert (incident.user_frame.file, incident.user_frame.line) == ("/home/ml/train.py", 12)
+
+
+def test_indentation_lost_on_the_way() -> None:
+    (incident,) = incidents("\n".join(line.strip() for line in PLAIN.splitlines()))
+    assert incident.type == "RuntimeError"
+    assert len(incident.frames) == 2
+
+
+def test_a_cut_off_head_still_gives_frames_and_type() -> None:
+    (incident,) = incidents("\n".join(PLAIN.splitlines()[4:]))
+    assert incident.type == "RuntimeError"
+    assert incident.frames[0].function == "forward"
+
+
+def test_a_cut_off_tail_gives_frames_and_no_incident() -> None:
+    parsed = read("\n".join(PLAIN.splitlines()[:6]))
+    assert parsed.failures == ()
+    assert len(parsed.frames) == 2
+
+
+def test_an_error_message_in_source_code_is_not_an_incident() -> None:
+    paste = PLAIN.replace("    main()\n", '    raise ValueError("CUDA out of memory. Tried to allocate")\n')
+    assert [incident.type for incident in incidents(paste)] == ["RuntimeError"]
+
+
+def test_a_message_of_several_lines_is_one_message() -> None:
+    paste = "RuntimeError: Error(s) in loading state_dict for Linear:\n\tsize mismatch for weight\n\tsize mismatch for bias\n\nbye"
+    (incident,) = incidents(paste)
+    assert incident.message.count("size mismatch") == 2
+    assert "bye" not in incident.message
+
+
+def test_chains_are_kept_with_their_kind() -> None:
+    paste = (
+        PLAIN
+        + "\nThe above exception was the direct cause of the following exception:\n\n"
+        + PLAIN.replace("RuntimeError: expected", "ValueError: wrapped")
+        + "\nDuring handling of the above exception, another exception occurred:\n\n"
+        + PLAIN.replace("RuntimeError: expected", "KeyError: last")
+    )
+    first, second, third = incidents(paste)
+    assert (first.follows, second.follows, second.link, third.follows, third.link) == (None, 0, "cause", 1, "context")
+
+
+def test_interleaved_ranks_are_unravelled_and_folded() -> None:
+    lines = PLAIN.splitlines()
+    woven = "\n".join(f"[rank{rank}]: {line}" for line in lines for rank in (0, 1))
+    (incident,) = incidents(woven)
+    assert incident.ranks == ("rank0", "rank1")
+    assert len(incident.frames) == 2
+
+
+def test_copies_that_differ_only_in_numbers_are_one_failure() -> None:
+    one = "[rank0]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity"
+    two = "[rank5]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.50 GiB. GPU 5 has a total capacity"
+    (incident,) = incidents(f"{one}\n{two}")
+    assert incident.ranks == ("rank0", "rank5")
+
+
+def test_ipython() -> None:
+    paste = """\
+---------------------------------------------------------------------------
+RuntimeError                              Traceback (most recent call last)
+Cell In[11], line 1
+----> 1 trainer.train()
+
+File /usr/local/lib/python3.12/dist-packages/torch/nn/modules/linear.py:134, in Linear.forward(self, input)
+    130 def forward(self, input: Tensor) -> Tensor:
+--> 134     return F.linear(input, self.weight, self.bias)
+
+RuntimeError: expected mat1 and mat2 to have the same dtype
+"""
+    (incident,) = incidents(paste)
+    assert incident.frames[1].file.endswith("linear.py")
+    assert incident.user_frame is not None
+    assert incident.user_frame.file == "Cell In[11]"
+
+
+def test_rich_box_with_a_location_broken_at_its_edge() -> None:
+    paste = """\
+╭──────────── Traceback (most recent call last) ────────────╮
+│ /data/app/infer.py:63 in <module>                         │
+│                                                           │
+│ ❱ 63     response = model.chat(tokenizer, raise ValueErro │
+│ r: nothing                                                │
+│ /root/.cache/modules/chatglm-6b-int8/quantization.py:39   │
+│ 1 in forward                                              │
+│ ❱ 391         output = W8A16Linear.apply(input)           │
+╰───────────────────────────────────────────────────────────╯
+RuntimeError: expected scalar type Half but found Float
+"""
+    (incident,) = incidents(paste)
+    assert incident.type == "RuntimeError"
+    assert [(frame.line, frame.function) for frame in incident.frames] == [(63, "<module>"), (391, "forward")]
+
+
+def test_windows_paths() -> None:
+    paste = PLAIN.replace("/home/ml/train.py", "C:\\ml\\train.py").replace(
+        "/opt/conda/lib/python3.11/site-packages/torch", "C:\\Python\\Lib\\site-packages\\torch"
+    )
+    (incident,) = incidents(paste)
+    assert incident.package == "torch"
+    assert incident.user_frame is not None
+    assert incident.user_frame.file == "C:\\ml\\train.py"
+
+
+def test_a_type_from_a_package_names_it() -> None:
+    (incident,) = incidents("torch.cuda.OutOfMemoryError: CUDA out of memory.")
+    assert incident.package == "torch"
+
+
+def test_warnings_and_prose_are_not_failures() -> None:
+    assert incidents("UserWarning: this may be slow\nNote: nothing failed\nEpoch 3: loss 0.2") == []
+
+
+def test_launcher_lines_after_an_exception_do_not_join_its_message() -> None:
+    paste = (
+        "ValueError: Must flatten tensors with uniform dtype\n"
+        "[2024-05-22 10:19:31,770] torch.distributed.elastic.multiprocessing.api: [ERROR] failed (exitcode: 1)"
+    )
+    parsed = read(paste)
+    assert [failure.incident.message for failure in parsed.failures] == ["Must flatten tensors with uniform dtype"]
+    assert parsed.log[0].text.startswith("failed (exitcode: 1)")
+
+
+@given(st.lists(st.sampled_from([*PLAIN.splitlines(), "", "noise", "[rank1]: x", "╭─ Traceback (most recent call last) ─╮"]), max_size=30))
+def test_any_order_of_lines_is_survived(lines: list[str]) -> None:
+    for number, failure in enumerate(parsed := read("\n".join(lines)).failures):
+        follows = failure.incident.follows
+        assert follows is None or (0 <= follows < len(parsed) and follows != number)
+
+
+@given(st.text(max_size=300))
+def test_any_text_is_survived(paste: str) -> None:
+    read(paste)
