@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
@@ -116,6 +115,8 @@ def from_machine() -> Environment:
 
 
 def _nvidia_smi() -> tuple[str | None, str | None, str | None]:
+    import subprocess
+
     command = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)

@@ -65,11 +65,15 @@ class ImportRefusedError(KbError):
 
 
 class PatternError(KbError):
-    """RE2 refuses a pattern. `reason` is what RE2 says."""
+    """RE2 refuses a pattern. `reason` is what RE2 says; `too_large` whether its size is why."""
 
     def __init__(self, message: str, remedy: str = "", *, reason: str = "") -> None:
         super().__init__(message, remedy)
         self.reason = reason
+
+    @property
+    def too_large(self) -> bool:
+        return "repetition size" in self.reason or "too large" in self.reason
 
 
 class UsageError(KbError):

@@ -214,11 +214,13 @@ class Index:
         return [Hit(*row) for row in rows]
 
     def _rarest(self, terms: Iterable[str]) -> _Words:
+        ((entries,),) = self._rows("select count(*) from entries_fts")
         counted = []
         for term in terms:
             query = "select count(*) from entries_fts where entries_fts match ?"
             ((count,),) = self._rows(query, (_phrase(term),))
-            if count:
+            # What stands in most entries says nothing about any of them.
+            if 0 < count <= max(2, entries // 2):
                 counted.append((count, -len(term), term))
         return [term for _, _, term in sorted(counted)[:_RELATED_TERMS]]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,9 +90,3 @@ class KnowledgeBase:
     def search(self, words: str, *, limit: int = 20, domain: str | None = None) -> Sequence[Hit]:
         """Entries about these words, best first."""
         return self.index.search(words, limit=limit, domain=domain)
-
-
-def overlays(extra: Sequence[Path] = ()) -> tuple[Path, ...]:
-    """Entry folders besides the packaged one: `KB_ENTRIES` (separated as PATH is), then `extra`."""
-    named = [Path(item) for item in os.environ.get("KB_ENTRIES", "").split(os.pathsep) if item]
-    return tuple(dict.fromkeys(path.expanduser().resolve() for path in (*named, *extra)))

@@ -21,6 +21,8 @@ __all__ = [
 
 _FEWEST_LITERAL_BYTES = 6
 _LARGEST_PROGRAM = 20_000  # RE2 instructions; `.{0,200}` takes 1,800
+_SIZE_REMEDY = "use fewer or smaller counted repetitions; RE2 allows 1000 of anything in all"
+_LINEAR_REMEDY = "leave out lookaround, backreferences, possessive and atomic groups, which RE2 lacks to stay linear"
 _WIDE_CATEGORIES = {"CATEGORY_NOT_DIGIT", "CATEGORY_NOT_WORD"}
 
 
@@ -48,7 +50,9 @@ def compile_pattern(regex: str) -> Any:
     except re2.error as error:
         reason = error.args[0] if error.args else "no reason given"
         text = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
-        raise PatternError(f"RE2 refuses the pattern `{regex}`: {text}", _refusal_remedy(text), reason=text) from None
+        refusal = PatternError(f"RE2 refuses the pattern `{regex}`: {text}", _LINEAR_REMEDY, reason=text)
+        refusal.remedy = _SIZE_REMEDY if refusal.too_large else _LINEAR_REMEDY
+        raise refusal from None
     except UnicodeEncodeError:
         reason = "it holds half of a surrogate pair"
         raise PatternError(f"RE2 refuses a pattern: {reason}", "write whole characters", reason=reason) from None
@@ -64,8 +68,7 @@ def policy_violations(regex: str) -> list[Violation]:
     try:
         compiled = compile_pattern(regex)
     except PatternError as error:
-        too_large = _is_size(error.reason)
-        code = "regex-too-large" if too_large else "regex-not-re2"
+        code = "regex-too-large" if error.too_large else "regex-not-re2"
         return [Violation(code, f"RE2 refuses it: {error.reason}", error.remedy)]
     if compiled.programsize > _LARGEST_PROGRAM:
         size = f"it compiles to {compiled.programsize} instructions, more than {_LARGEST_PROGRAM}"
@@ -74,16 +77,6 @@ def policy_violations(regex: str) -> list[Violation]:
     if tree is None or not _compiles_in_python(regex):
         return [_not_portable()]
     return [*_unbounded_gaps(tree), *_literal_violations(regex)]
-
-
-def _refusal_remedy(reason: str) -> str:
-    if _is_size(reason):
-        return "use fewer or smaller counted repetitions; RE2 allows 1000 of anything in all"
-    return "leave out lookaround, backreferences, possessive and atomic groups: RE2 has none, so that it stays linear"
-
-
-def _is_size(reason: str) -> bool:
-    return "repetition size" in reason or "too large" in reason
 
 
 def _compiles_in_python(regex: str) -> bool:

@@ -16,7 +16,7 @@ from kb.evidence import LoadedEvidence, control_tests
 from kb.models.entry import AuthoredEntry, DeadEnd, TransitionGraph, Workaround
 from kb.models.evidence import Trial
 from kb.models.published import PublishedDeadEnd, PublishedEntry, PublishedWorkaround
-from kb.rates import Wins, headline, measure, observations
+from kb.rates import Observation, Wins, headline, measure, observations
 from kb.states import Proof, standing
 from kb.tiers import refutation, tier
 
@@ -65,7 +65,7 @@ def publish(
     fields = _fields(entry) | {
         "workarounds": workarounds,
         "dead_ends": tuple(_dead_end(claim, proof) for claim in entry.dead_ends),
-        "transition_graph": _graph(entry, measured_edges(entry, evidence, names)),
+        "transition_graph": _graph(entry, _measured_edges(entry, seen, names)),
     }
     return PublishedEntry(
         **fields,
@@ -95,7 +95,8 @@ def publish_all(
         files, refused = evidence_files.load(loaded.folder, entry_id)
         problems += refused
         record = publish(loaded, files, wins=partial(wins, entry_id) if wins else None, names=names)
-        edges = measured_edges(loaded.entry, files, names)
+        known = loaded.entry.transition_graph.leads_to
+        edges = tuple(other for other in record.transition_graph.leads_to if other not in known)
         found.append(Publication(record, loaded.layer, loaded.folder, files, edges))
     return tuple(found), tuple(problems)
 
@@ -107,12 +108,12 @@ def fix_order(fix: PublishedWorkaround) -> tuple[Any, ...]:
     return (not worked, fix.state == "refuted", -low, _KIND_ORDER[fix.kind], fix.id)
 
 
-def measured_edges(entry: AuthoredEntry, evidence: Sequence[LoadedEvidence], names: Names | None) -> tuple[str, ...]:
+def _measured_edges(entry: AuthoredEntry, seen: Sequence[Observation], names: Names | None) -> tuple[str, ...]:
     """Entries whose error a dead end of this one really ran into, and which the author does not name."""
     if names is None:
         return ()
-    trials = [one.trial for one in observations(evidence) if one.trial.arm == "dead_end"]
-    ids = {names(trial) for trial in trials if trial.outcome == "fails_differently" and trial.exception}
+    trials = [one.trial for one in seen if one.trial.arm == "dead_end" and one.trial.outcome == "fails_differently"]
+    ids = {names(trial) for trial in trials if trial.traceback or trial.exception}
     return tuple(sorted({other for other in ids if other} - {entry.id, *entry.transition_graph.leads_to}))
 
 

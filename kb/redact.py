@@ -61,7 +61,7 @@ _OPTION = re.compile(rf"(?i)(?<!\S)(--{_NAMED}[= ])(?!-)[^\s]+", re.ASCII)
 
 # A top-level domain is spelled out so that `q@k.transpose(1, 2)` and `x@w.mT` are not addresses.
 _EMAIL = re.compile(
-    r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]+@(?:[A-Za-z0-9-]{1,63}\.){1,6}"
+    r"(?<![A-Za-z0-9._%+-])(?!git@)[A-Za-z0-9._%+-]+@(?:[A-Za-z0-9-]{1,63}\.){1,6}"
     r"(?:com|org|net|edu|gov|mil|int|info|dev|app|cloud|tech|xyz|email|[a-z]{2})(?![A-Za-z0-9_(\[-])",
     re.ASCII,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from kb.evidence import LoadedEvidence
-from kb.models.entry import AuthoredEntry, Source, Unverifiable
+from kb.models.entry import AuthoredEntry, Cause, DeadEnd, Source, Unverifiable, Workaround
 from kb.models.evidence import Trial
 from kb.models.published import Rate, Tier
 from kb.rates import Device, Measured, headline
@@ -95,7 +95,9 @@ def _unproven(entry: AuthoredEntry, measured: Measured) -> Judged:
     reasons = [
         claim.verification.unverifiable for claim in entry.workarounds if isinstance(claim.verification, Unverifiable)
     ]
-    if reasons and len(reasons) == len(entry.workarounds) and not tried:
+    # Hardware that is missing makes a claim unverifiable; an arm that nobody wrote yet only leaves it unproven.
+    needs = [reason for reason in reasons if reason.startswith("needs ")]
+    if needs and len(needs) == len(entry.workarounds) and not tried:
         return "unverifiable", "; ".join(dict.fromkeys(reasons))
     return "sourced", f"read in {sources} source{'s' if sources != 1 else ''}, {tried or 'not run yet'}"
 
@@ -106,7 +108,8 @@ def _attempt(measured: Measured) -> str:
     if failed:
         return f"but the error was raised in {', and in '.join(map(run_words, failed))}"
     if measured.refutation:
-        return f"and a refutation did not hold: the error was raised in {run_words(next(iter(measured.refutation.values())))}"
+        raised = ", and in ".join(map(run_words, measured.refutation.values()))
+        return f"and a refutation did not hold: the error was raised in {raised}"
     return ""
 
 
@@ -119,5 +122,7 @@ def _controls(files: Sequence[LoadedEvidence], *arms: str) -> Iterator[tuple[Tri
 
 def _sources(entry: AuthoredEntry) -> Iterator[Source]:
     yield from entry.sources
-    for part in (*entry.causes, *entry.workarounds, *entry.dead_ends):
-        yield from part.sources
+    groups: tuple[tuple[Cause | Workaround | DeadEnd, ...], ...] = (entry.causes, entry.workarounds, entry.dead_ends)
+    for group in groups:
+        for part in group:
+            yield from part.sources

@@ -21,13 +21,21 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
         print("error: " + "\n".join(safe(line) for line in str(error).split("\n")), file=sys.stderr)
         code = error.exit_code
-    except BrokenPipeError:
-        # The reader has gone, as in `kb list | head`; keep the interpreter from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader has gone, as in `kb list | head`
+        _abandon_output()
         code = 0
+    except OSError as error:
+        print(f"error: {error}\n  remedy: check the disk, and where the output goes", file=sys.stderr)
+        _abandon_output()
+        code = 2
     except KeyboardInterrupt:
         code = 130
     sys.exit(code)
+
+
+def _abandon_output() -> None:
+    """Keep the interpreter from flushing, and failing, once more at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(arguments: list[str]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from kb.cli import terminal
 from kb.errors import UsageError
 from kb.intake import read_file, read_stdin
-from kb.knowledge import KnowledgeBase, open_base
+from kb.opening import open_base
 from kb.localize import LOCALES
 from kb.models.result import Environment, Result
 
@@ -119,6 +118,3 @@ def _json(answer: Result, *, compact: bool) -> str:
     from kb.render import structured
 
     return structured.dumps(answer, compact=compact)
-
-
-__all__ = ["FORMATS", "KnowledgeBase", "Options", "known_environment", "plain", "render", "run", "sys"]

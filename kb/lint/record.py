@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 from kb.catalog import LoadedEntry
 from kb.lint.finding import Finding
+from kb.models.entry import DeadEnd, Workaround
 from kb.patterns import compile_pattern, fold, policy_violations
 
 SAMPLES = 2
@@ -90,6 +91,7 @@ def samples_present(loaded: LoadedEntry) -> Iterator[Finding]:
 def arms_exist(loaded: LoadedEntry) -> Iterator[Finding]:
     """Every named arm stands in verify.py under its id, and every arm belongs to a claim."""
     entry = loaded.entry
+    claims: list[tuple[str, str, Workaround | DeadEnd]]
     claims = [("workaround", f"workarounds.{n}", w) for n, w in enumerate(entry.workarounds)]
     claims += [("dead_end", f"dead_ends.{n}", d) for n, d in enumerate(entry.dead_ends)]
     script = loaded.folder / "verify.py"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from kb.build import in_memory
 from kb.catalog import Catalog, LoadedEntry
 from kb.intake import decode
-from kb.knowledge import KnowledgeBase, in_memory
+from kb.knowledge import KnowledgeBase
 from kb.lint.finding import Finding
 
 

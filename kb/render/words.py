@@ -35,7 +35,7 @@ TIERS = {
     "verified_cpu": ("✔", "proven on CPU", "green"),
     "reproduced": ("◐", "reproduced, fixes unproven", "yellow"),
     "sourced": ("○", "from sources, unproven", "yellow"),
-    "ai_generated": ("○", "imported, nothing checked", "yellow"),
+    "ai_generated": ("○", "claims nobody checked", "yellow"),
     "unverifiable": ("△", "not verifiable yet", "magenta"),
     "stale": ("◌", "proof out of date", "yellow"),
     "refuted": ("✗", "refuted", "red"),

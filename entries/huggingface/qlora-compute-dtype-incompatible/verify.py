@@ -159,8 +159,8 @@ def test_one_dtype_throughout(config, checkpoint, device, measure):
     qlora_step(checkpoint, Config(config.weights, config.weights, config.weights), device, measure)
 
 
-@pytest.mark.workaround("compute-in-float16")
-def test_compute_in_float16(config, checkpoint, device, measure):
+@pytest.mark.workaround("use-float16-compute")
+def test_use_float16_compute(config, checkpoint, device, measure):
     qlora_step(checkpoint, config._replace(compute="float16"), device, measure)
 
 

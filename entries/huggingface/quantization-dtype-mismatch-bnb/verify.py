@@ -173,8 +173,8 @@ def test_mismatch_runs(config, device, tmp_path, measure):
     run(config, config.weights, config.compute, device, tmp_path, measure)
 
 
-@pytest.mark.workaround("match-compute-to-weights")
-def test_match_compute_to_weights(config, device, tmp_path, measure):
+@pytest.mark.workaround("compute-in-weight-dtype")
+def test_compute_in_weight_dtype(config, device, tmp_path, measure):
     run(config, config.weights, config.weights, device, tmp_path, measure)
 
 

@@ -209,9 +209,7 @@ def test_request_dtype_at_load(config, device, tmp_path):
     import transformers
 
     checkpoint = quantized_checkpoint(tmp_path, device)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        checkpoint, dtype=config.wanted, device_map={"": device}
-    )
+    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=config.wanted, device_map={"": device})
     layer = model.model.layers[0].self_attn.q_proj
     matrix = fast_dequantize(Weight(layer.weight.data, layer.weight.quant_state))
     run(config, operands(device, config.wanted, config.saved), matrix)

@@ -8,7 +8,8 @@ from pathlib import Path
 from kb.cli import terminal
 from kb.errors import UsageError
 from kb.index import Hit
-from kb.knowledge import KnowledgeBase, open_base
+from kb.knowledge import KnowledgeBase
+from kb.opening import open_base
 from kb.localize import LOCALES, localized
 from kb.render import structured
 from kb.render.page import cells, safe

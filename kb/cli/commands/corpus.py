@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kb import evaluate as evaluation
 from kb.cli import terminal
-from kb.knowledge import open_base
+from kb.opening import open_base
 from kb.render import structured
 
 

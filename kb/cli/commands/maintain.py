@@ -15,7 +15,7 @@ from kb.render.page import safe
 
 def index(*, path_only: bool, entries: Sequence[Path]) -> None:
     """Build the index, or print its path."""
-    from kb.knowledge import index_file, open_base
+    from kb.opening import open_base
 
     base = open_base(entries, rebuild=not path_only)
     terminal.warn(base.warnings)
@@ -24,7 +24,7 @@ def index(*, path_only: bool, entries: Sequence[Path]) -> None:
     if path_only:
         terminal.write(f"{base.file}\n")
     else:
-        print(f"{len(base.index.list())} entries in {index_file(entries)}", file=sys.stderr)
+        print(f"{len(base.index.list())} entries in {base.file}", file=sys.stderr)
 
 
 def import_records(source: Path, *, to: Path, into: str | None) -> None:
