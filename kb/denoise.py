@@ -25,6 +25,8 @@ _ESCAPES = re.compile(
     r"|\x1b"
     r"|\[\d{1,3}(?:;\d{1,3}){0,8}m(?!\])"  # the escape byte itself was lost in a copy
 )
+_ESCAPE_MARKS = ("\x1b", "[", "\\x1b", "\\u001b", "\\033")
+"""One of these stands in every line that `_ESCAPES` can match; most lines are spared the search."""
 # Invisible: control characters, zero-width and direction marks. A direction override could disguise text.
 _INVISIBLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]")
 _ENTITY = re.compile(r"&(?:lt|gt|amp|quot|apos|nbsp|#\d{1,7}|#x[0-9a-fA-F]{1,6});")
@@ -196,8 +198,10 @@ def _clean(number: int, start: int, piece: str, numbered: re.Pattern[str] | None
         line.text = line.text.translate(_LOOKALIKES)
     for _ in range(8):  # each round that changes anything shortens the line; noise is not nested deeper than this
         before = line.text
-        line.replace(_ESCAPES, lambda _hit: "")
-        line.replace(_INVISIBLE, lambda _hit: "")
+        if any(mark in before for mark in _ESCAPE_MARKS):
+            line.replace(_ESCAPES, lambda _hit: "")
+        if not line.text.isprintable():
+            line.replace(_INVISIBLE, lambda _hit: "")
         if "&" in line.text:
             line.replace(_ENTITY, _entity)
         if line.text == before:

@@ -56,7 +56,7 @@ def find(parsed: Parsed, signatures: Sequence[Signature]) -> tuple[tuple[Inciden
     """
     subjects = [failure.subject for failure in parsed.failures]
     log = [line for line in parsed.log if line.text.strip()]
-    haystack = fold_case(" ".join([*(s.text for s in subjects), " ".join(" ".join(line.text for line in log).split())]))
+    haystack = fold_case(" ".join(" ".join([*(s.text for s in subjects), *_twice_at_most(log)]).split()))
     candidates = [s for s in signatures if not s.literals or any(literal in haystack for literal in s.literals)]
     if not candidates:
         return tuple(failure.incident for failure in parsed.failures), ()
@@ -68,6 +68,15 @@ def find(parsed: Parsed, signatures: Sequence[Signature]) -> tuple[tuple[Inciden
             found.append((failure.incident, _of_exception(failure, winner)))
     found += _in_log(candidates, log, parsed.frames, superseded)
     return _numbered(parsed, found)
+
+
+def _twice_at_most(log: Sequence[Line]) -> Iterator[str]:
+    """Texts of lines, runs of the same one cut to two: what spans neighbours still does."""
+    before = last = None
+    for line in log:
+        if not (line.text == last == before):
+            yield line.text
+        before, last = last, line.text
 
 
 def _hits(candidates: Iterable[Signature], subject: Passage) -> Iterator[Hit]:

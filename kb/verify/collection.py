@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kb.digest import arm_digests
+from kb.digest import arm_digests, file_sha256
 from kb.verify import claims, fixtures, machine, needs, record
 from kb.verify.claims import Claim
 
@@ -37,6 +38,7 @@ class Script:
     path: Path
     claim: Claim
     source: str
+    sha256: str
     digests: dict[str, str]
     requirements: list[str]
     controls: dict[str, str] | None = None
@@ -72,6 +74,7 @@ class Script:
 SCRIPT: pytest.StashKey[Script] = pytest.StashKey()
 ARM: pytest.StashKey[Arm] = pytest.StashKey()
 SCRIPTS: pytest.StashKey[list[Script]] = pytest.StashKey()
+PROBLEMS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 
 
 def make_module(path: Path, parent: pytest.Collector) -> pytest.Module:
@@ -102,33 +105,47 @@ class VerifyModule(pytest.Module):
         self.config.stash[SCRIPTS].append(script)
         children = list(super().collect())
         _find_controls(script, children)
+        for child in children:
+            _note_arm(child)
         return children
 
     def _read(self) -> Script:
         try:
             source = self.path.read_text(encoding="utf-8")
             claim = claims.read_claim(self.path.with_name("entry.json"))
-            script = Script(self.path, claim, source, arm_digests(source), needs.header_requirements(source))
-        except (OSError, ValueError, SyntaxError) as error:
+            requirements = needs.header_requirements(source)
+            script = Script(self.path, claim, source, file_sha256(self.path), arm_digests(source), requirements)
+        except (OSError, ValueError, SyntaxError, RecursionError) as error:
             raise self.CollectError(str(error)) from error
         self.stash[SCRIPT] = script
         return script
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if isinstance(collector, VerifyModule) and not report.passed:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        problem = {"script": str(collector.path), "problem": reason.strip(), "skipped": report.skipped}
+        collector.config.stash.setdefault(PROBLEMS, []).append(problem)
+    return report
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    places = []
-    for index, item in enumerate(items):
-        arm = _make_arm(item)
-        if arm is not None:
-            item.stash[ARM] = arm
-            places.append(index)
+    for item in items:
+        if arm_of(item) is None:
+            # Methods of test classes are not known when their module is collected.
+            _note_arm(item)
+    places = [index for index, item in enumerate(items) if arm_of(item)]
     for index, item in zip(places, _in_order([items[index] for index in places]), strict=True):
         items[index] = item
     target = config.getoption("kb_nodes")
     if target:
-        lines = [json.dumps(_node(items[index])) + "\n" for index in places]
-        Path(str(target)).write_text("".join(lines), encoding="utf-8")
+        found = [_node(items[index]) for index in places] + config.stash.get(PROBLEMS, [])
+        Path(str(target)).write_text("".join(json.dumps(line) + "\n" for line in found), encoding="utf-8")
 
 
 def _in_order(items: list[pytest.Item]) -> list[pytest.Item]:
@@ -147,23 +164,22 @@ def _in_order(items: list[pytest.Item]) -> list[pytest.Item]:
     return sorted(items, key=key)
 
 
-def _make_arm(item: pytest.Item) -> Arm | None:
+def _note_arm(item: object) -> None:
+    """Attach to a test what it is to prove, if it is an arm. Raises UsageError if its markers make no sense."""
+    if not isinstance(item, pytest.Function):
+        return
     module = item.getparent(VerifyModule)
-    if module is None or not isinstance(item, pytest.Function):
-        return None
     found = [(claims.MARKERS[mark.name], mark) for mark in item.iter_markers() if mark.name in claims.MARKERS]
-    if not found:
-        return None
+    if module is None or not found:
+        return
     if len(found) > 1:
-        raise pytest.UsageError(
-            f"{item.nodeid}: an arm proves one thing, so it takes one of {', '.join(claims.MARKERS)}"
-        )
+        raise pytest.UsageError(f"{item.name}: an arm proves one thing, so it takes one of {', '.join(claims.MARKERS)}")
     kind, mark = found[0]
     script = module.stash[SCRIPT]
     test = item.originalname
     owner = item.getparent(pytest.Class)
     script.marks.extend(dict(mark.kwargs) for mark in item.iter_markers("requires"))
-    return Arm(
+    item.stash[ARM] = Arm(
         script=script,
         kind=kind,
         id=_claim_id(item, kind, mark, script.claim),
@@ -179,9 +195,7 @@ def _claim_id(item: pytest.Item, kind: str, mark: pytest.Mark, claim: Claim) -> 
     known = claim.workarounds if kind == claims.WORKAROUND else claim.dead_ends
     if len(mark.args) != 1 or mark.args[0] not in known:
         given = ", ".join(map(repr, mark.args)) or "nothing"
-        raise pytest.UsageError(
-            f"{item.nodeid}: {mark.name} names {given}; entry.json has {', '.join(known) or 'none'}"
-        )
+        raise pytest.UsageError(f"{item.name}: {mark.name} names {given}; entry.json has {', '.join(known) or 'none'}")
     return str(mark.args[0])
 
 
@@ -191,7 +205,7 @@ def _config_of(item: pytest.Function) -> str:
     if callspec is None:
         return ""
     if set(callspec.params) != {"config"}:
-        raise pytest.UsageError(f"{item.nodeid}: arms vary by the `config` fixture only, so that they share controls")
+        raise pytest.UsageError(f"{item.name}: arms vary by the `config` fixture only, so that they share controls")
     return str(callspec.id)
 
 
@@ -210,10 +224,12 @@ def _find_controls(script: Script, children: list[Any]) -> None:
 def _node(item: pytest.Item) -> dict[str, Any]:
     """What a runner needs to know to run one arm in a process of its own."""
     arm = item.stash[ARM]
+    device = fixtures.device_of(item.config)
     return {
         "entry": arm.script.claim.entry,
         "script": str(arm.script.path),
-        "nodeid": item.nodeid,
+        "sha256": arm.script.sha256,
+        "name": item.nodeid.partition("::")[2],
         "arm": arm.kind,
         "id": arm.id,
         "test": arm.test,
@@ -223,11 +239,20 @@ def _node(item: pytest.Item) -> dict[str, Any]:
         "timeout": timeout_of(item),
         "fresh": item.get_closest_marker("fresh") is not None,
         "measures": "measure" in getattr(item, "fixturenames", ()),
-        "packages": arm.script.packages(),
+        "unmet": unmet(item),
+        "environment": arm.script.environment(device),
     }
+
+
+def unmet(item: pytest.Item) -> str | None:
+    """Why the item's `requires` marks keep it from running here, None if they do not."""
+    device = fixtures.device_of(item.config)
+    return next(filter(None, (needs.unmet(mark.kwargs, device) for mark in item.iter_markers("requires"))), None)
 
 
 def timeout_of(item: pytest.Item) -> float:
     """Seconds this arm may take."""
     mark = item.get_closest_marker("timeout")
-    return float(mark.args[0] if mark and mark.args else TIMEOUT)
+    given = float(mark.args[0] if mark and mark.args else TIMEOUT)
+    limit = item.config.getoption("kb_timeout")
+    return given if limit is None else min(given, limit)

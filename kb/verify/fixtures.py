@@ -11,12 +11,19 @@ from kb.verify import machine
 from kb.verify.measure import Measure
 from kb.verify.script import ScriptRunner
 
+DEVICE: pytest.StashKey[str] = pytest.StashKey()
 MEASURE: pytest.StashKey[Measure] = pytest.StashKey()
 
 
 def device_of(config: pytest.Config) -> str:
     """The device under test: `--kb-device`, else CUDA if there is one, else the CPU."""
-    return str(config.getoption("kb_device") or machine.default_device())
+    if DEVICE not in config.stash:
+        device = str(config.getoption("kb_device") or machine.default_device())
+        config.stash[DEVICE] = device
+        if device.startswith("cuda"):
+            # Asked while it still answers: no arm has run yet.
+            machine.gpus()
+    return config.stash[DEVICE]
 
 
 @pytest.fixture(name="device")

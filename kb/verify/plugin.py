@@ -31,7 +31,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("provenfix", "entries' verification scripts")
     group.addoption("--kb-device", metavar="DEVICE", help="device under test (default: cuda if there is one, else cpu)")
     group.addoption("--kb-evidence", metavar="DIR", help="write one evidence file per entry and run to this folder")
-    group.addoption("--kb-trials", metavar="FILE", help="append every finished trial to this file, one JSON line each")
+    group.addoption(
+        "--kb-timeout", metavar="SECONDS", type=float, help="no arm may take longer, whatever its marker says"
+    )
+    group.addoption("--kb-trials", metavar="FILE", help="append arms begun and trials finished, one JSON line each")
     group.addoption("--kb-nodes", metavar="FILE", help="write what was collected to this file, one JSON line per arm")
     group.addoption("--kb-contributor", metavar="NAME", help="who runs this, if not a maintainer")
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import kb
-from kb.digest import file_sha256
 from kb.redact import redact
 
 Trial = dict[str, Any]
+BUNDLE = "bundle.json"
+"""File of a bundle that says what it was made from."""
 
 
 def trial(
@@ -53,6 +54,7 @@ def now() -> str:
 def evidence(
     entry: str,
     script: Path,
+    sha256: str,
     environment: dict[str, Any],
     trials: Iterable[Trial],
     *,
@@ -65,7 +67,7 @@ def evidence(
     return {
         "schema_version": 1,
         "entry": entry,
-        "verify_sha256": file_sha256(script),
+        "verify_sha256": sha256,
         "run": {
             "started_at": started_at,
             "seconds": round(seconds, 3),
@@ -114,7 +116,14 @@ def command_line(arguments: Sequence[str]) -> str:
 
 
 def commit(folder: Path) -> str | None:
-    """Commit of the checkout around a folder; `+dirty` if the script, the entry or this package had changes."""
+    """Commit of the checkout, or of the one a bundle was made from.
+
+    `+dirty` is appended if the script, the entry or this package had changes.
+    """
+    for parent in folder.parents:
+        made_from = parent / BUNDLE
+        if made_from.is_file():
+            return _bundled_commit(made_from)
     head = _git(folder, "rev-parse", "HEAD")
     if not head:
         return None
@@ -125,6 +134,14 @@ def commit(folder: Path) -> str | None:
         watched.append(package)
     changed = _git(folder, "status", "--porcelain", "--", *map(str, watched))
     return f"{head}+dirty" if changed else head
+
+
+def _bundled_commit(made_from: Path) -> str | None:
+    try:
+        commit = json.loads(made_from.read_text(encoding="utf-8"))["commit"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return commit if isinstance(commit, str) else None
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

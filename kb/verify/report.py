@@ -27,6 +27,7 @@ def _write_evidence(config: pytest.Config, script: Script, folder: Path) -> None
     document = record.evidence(
         script.claim.entry,
         script.path,
+        script.sha256,
         script.environment(fixtures.device_of(config)),
         script.trials,
         started_at=script.started_at or record.now(),

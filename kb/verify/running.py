@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from kb.verify import claims, fixtures, needs, record
+from kb.verify import claims, fixtures, record
 from kb.verify.capture import describe
-from kb.verify.collection import Arm, arm_of, timeout_of
+from kb.verify.collection import Arm, arm_of, timeout_of, unmet
 from kb.verify.measure import Measure, device_answers, settle
 from kb.verify.script import ScriptFailed
 
@@ -58,10 +58,8 @@ def pytest_kb_skip(item: pytest.Item) -> None:
 
 
 def _why_not(item: pytest.Item, arm: Arm) -> str | None:
-    device = fixtures.device_of(item.config)
-    for mark in item.iter_markers("requires"):
-        if reason := needs.unmet(mark.kwargs, device):
-            return reason
+    if reason := unmet(item):
+        return reason
     if item.config.stash.get(_POISONED, False):
         return "the device stopped answering in this process after an earlier arm; `kb verify` gives each arm its own"
     if arm.kind in (claims.WORKAROUND, claims.DEAD_END) and arm.script.control(arm.config) == "skipped":
@@ -74,6 +72,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     arm = arm_of(pyfuncitem)
     if arm is None:
         return (yield)
+    _tell(pyfuncitem, {"begun": pyfuncitem.name})
     started = time.monotonic()
     error: BaseException | None = None
     try:
@@ -155,14 +154,13 @@ def _finish(item: pytest.Item, arm: Arm, trial: record.Trial) -> None:
         return
     item.stash[_DONE] = True
     arm.script.trials.append(trial)
+    environment = arm.script.environment(fixtures.device_of(item.config))
+    _tell(item, {"entry": arm.script.claim.entry, "environment": environment, "trial": trial})
+
+
+def _tell(item: pytest.Item, line: dict[str, object]) -> None:
     target = item.config.getoption("kb_trials")
     if target:
-        line = {
-            "entry": arm.script.claim.entry,
-            "nodeid": item.nodeid,
-            "environment": arm.script.environment(fixtures.device_of(item.config)),
-            "trial": trial,
-        }
         with Path(str(target)).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 

@@ -66,6 +66,13 @@ class LinearLoRA(nn.Module):
         return self.base(x) + self.lora_B(self.lora_A(x))
 
 
+# What tells this failure from any other in a Linear is the frame of NeMo's LoRA module in the traceback, so the frame
+# of the layer that stands in for it carries that file's name.
+LinearLoRA.forward.__code__ = LinearLoRA.forward.__code__.replace(
+    co_filename="emulated/nemo_automodel/components/_peft/lora.py"
+)
+
+
 class CastToWeight(LinearLoRA):
     """The proposed one-line fix: the input in the type of the base weight."""
 
@@ -94,7 +101,9 @@ class Block(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         x = self.input_layernorm(hidden)
-        q, k, v = (layer(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (
+            layer(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for layer in (self.q_proj, self.k_proj, self.v_proj)
+        )
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(-2)
         hidden = hidden + self.o_proj(attended)
         x = self.post_attention_layernorm(hidden)

@@ -222,7 +222,9 @@ def test_create_inputs_in_model_dtype(config, device, measure):
 
 @pytest.mark.workaround("cast-input-to-weight-dtype")
 def test_cast_input_to_weight_dtype(config, device, measure):
-    only(config, "default-dtype-input", "float64-input", "adapters-in-float32", "norm-in-float32", "autocast-region-ends")
+    only(
+        config, "default-dtype-input", "float64-input", "adapters-in-float32", "norm-in-float32", "autocast-region-ends"
+    )
     model, x = make(config, device)
     expected = exact(model, x)
 
