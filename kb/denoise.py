@@ -28,7 +28,9 @@ _ESCAPES = re.compile(
 _ESCAPE_MARKS = ("\x1b", "[", "\\x1b", "\\u001b", "\\033")
 """One of these stands in every line that `_ESCAPES` can match; most lines are spared the search."""
 # Invisible: control characters, zero-width and direction marks. A direction override could disguise text.
-_INVISIBLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]")
+_INVISIBLE = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]"
+)
 _ENTITY = re.compile(r"&(?:lt|gt|amp|quot|apos|nbsp|#\d{1,7}|#x[0-9a-fA-F]{1,6});")
 _LOOKALIKES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u00a0": " ", "\u3000": " "})
 
@@ -67,11 +69,20 @@ PREFIXES: tuple[Prefix, ...] = (
     _prefix("raylet", r"[ \t]*\((?:raylet|autoscaler|dashboard|gcs_server)[^)\n]{0,60}\) "),
     _prefix("kubernetes", r"\[pod/[\w./-]{1,120}\] ?"),
     _prefix("compose", r"[\w.-]{1,40}-?\d{0,3} +\| "),
-    _prefix("nccl host", r"[ \t]*[\w.-]{1,80}:\d{1,8}:\d{1,8} \[(?P<rank>\d{1,4})\] (?=NCCL |[\w./-]+:\d+ NCCL |misc/|transport)"),
+    _prefix(
+        "nccl host",
+        r"[ \t]*[\w.-]{1,80}:\d{1,8}:\d{1,8} \[(?P<rank>\d{1,4})\] (?=NCCL |[\w./-]+:\d+ NCCL |misc/|transport)",
+    ),
     _prefix("dmesg", r"\[ {0,8}\d{1,9}\.\d{6}\] "),
     _prefix("syslog", rf"{_DATE} {_CLOCK} [\w.-]{{1,64}} [\w./-]{{1,48}}(?:\[\d+\])?: "),
-    _prefix("glog", r"[ \t]*(?P<level>[IWEF])\d{4} \d{2}:\d{2}:\d{2}(?:\.\d{1,9})? +(?:\d+ )?(?:[\w./-]{1,120}:\d+\]|\[?[\w./-]{1,120}:\d+\]?) ?"),
-    _prefix("c10d glog", r"[ \t]*\[(?P<level>[IWEF])(?:\d{3,4} \d{2}:\d{2}:\d{2}(?:\.\d{1,9})?)? ?(?:[\w./-]{1,120}:\d+)?\] ?"),
+    _prefix(
+        "glog",
+        r"[ \t]*(?P<level>[IWEF])\d{4} \d{2}:\d{2}:\d{2}(?:\.\d{1,9})? +(?:\d+ )?(?:[\w./-]{1,120}:\d+\]|\[?[\w./-]{1,120}:\d+\]?) ?",
+    ),
+    _prefix(
+        "c10d glog",
+        r"[ \t]*\[(?P<level>[IWEF])(?:\d{3,4} \d{2}:\d{2}:\d{2}(?:\.\d{1,9})?)? ?(?:[\w./-]{1,120}:\d+)?\] ?",
+    ),
     _prefix("cuda log", rf"[ \t]*\[{_CLOCK}\]\[\d+\](?=\[CUDA\])"),
     _prefix("bracketed moment", rf"[ \t]*\[{_MOMENT}\](?: ?\[\d{{1,8}}\])? ?(?:- )?"),
     _prefix("bracketed clock", rf"[ \t]*\[{_CLOCK}\] "),

@@ -17,10 +17,12 @@ from kb.errors import UsageError
 from kb.models.result import Environment, Frame, Line
 
 KNOWN_PACKAGES = frozenset(
-    """accelerate apex auto-gptq autoawq bitsandbytes cupy datasets deepspeed diffusers flash-attn gptqmodel jax jaxlib
+    """
+    accelerate apex auto-gptq autoawq bitsandbytes cupy datasets deepspeed diffusers flash-attn gptqmodel jax jaxlib
     lightning megatron-core nemo-automodel nemo-toolkit numba numpy optimum peft pytorch-lightning ray safetensors
-    sentencepiece tensorflow tokenizers torch torchaudio torchvision transformer-engine transformers triton trl unsloth
-    unsloth-zoo vllm xformers""".split()
+    sentencepiece tensorflow tokenizers torch torchaudio torchvision transformer-engine transformers triton trl
+    unsloth unsloth-zoo vllm xformers
+    """.split()  # noqa: SIM905
 )
 """Distributions believed in a two-column list; `name==version` is believed of any."""
 
@@ -39,10 +41,13 @@ _CAPABILITIES = (
     (re.compile(r"\bK80\b"), "3.7"),
 )
 _GPU = re.compile(
-    r"(?:NVIDIA(?!-SMI)|Tesla|GeForce|Quadro)[ -](?:[A-Za-z]+[ -]){0,2}[A-Z]{0,3}\d{1,4}[A-Za-z]{0,2}(?: (?:Ti|SUPER|Ada|\d{2,3}GB|HBM3|PCIe|NVL|SXM\d))*"
+    r"(?:NVIDIA(?!-SMI)|Tesla|GeForce|Quadro)[ -](?:[A-Za-z]+[ -]){0,2}[A-Z]{0,3}\d{1,4}[A-Za-z]{0,2}"
+    r"(?: (?:Ti|SUPER|Ada|\d{2,3}GB|HBM3|PCIe|NVL|SXM\d))*"
 )
 _PINNED = re.compile(r"(?<![\w./-])([A-Za-z][\w.-]{1,40})==(\d[\w.+!]{0,40})")
-_LISTED = re.compile(r"^[\s`*-]{0,6}([A-Za-z][\w-]{1,40})`?(?: +version)?[: ]{1,40}(\d+\.\d[\w.+]{0,40})(?:\s.{0,80})?$")
+_LISTED = re.compile(
+    r"^[\s`*-]{0,6}([A-Za-z][\w-]{1,40})`?(?: +version)?[: ]{1,40}(\d+\.\d[\w.+]{0,40})(?:\s.{0,80})?$"
+)
 _TORCH = re.compile(r"PyTorch version[^:]{0,20}: ?(\d[\w.+]{0,40})")
 _PYTHON = re.compile(r"Python version: ?(\d+\.\d+(?:\.\d+)?)")
 _PYTHON_PATH = re.compile(r"[/\\]python(\d\.\d{1,2})[/\\]|[/\\]Python(3)(\d{1,2})[/\\]")
@@ -72,7 +77,13 @@ def from_paste(lines: Sequence[Line], frames: Iterable[Frame] = ()) -> Environme
         if hit := _PYTHON_PATH.search(frame.file):
             known.setdefault("python", hit[1] or f"{hit[2]}.{hit[3]}")
         if os is None:
-            os = "windows" if re.match(r"[A-Za-z]:[\\/]", frame.file) else "linux" if frame.file.startswith("/") else None
+            os = (
+                "windows"
+                if re.match(r"[A-Za-z]:[\\/]", frame.file)
+                else "linux"
+                if frame.file.startswith("/")
+                else None
+            )
     if os == "linux" and any(frame.file.startswith(("/Users/", "/opt/homebrew/")) for frame in frames):
         os = None
     return Environment(
@@ -136,7 +147,9 @@ def from_file(path: Path) -> Environment:
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read as an environment: {error}", "give a JSON file") from error
     if not isinstance(data, dict):
-        raise UsageError(f"{path}: an environment is a JSON object, found {type(data).__name__}", "see schemas/match.schema.json")
+        raise UsageError(
+            f"{path}: an environment is a JSON object, found {type(data).__name__}", "see schemas/match.schema.json"
+        )
     names = {item.name for item in fields(Environment)}
     for key, value in data.items():
         _check(path, key, value, names)

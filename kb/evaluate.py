@@ -28,7 +28,11 @@ class Share:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.k} of {self.n} ({self.k / self.n:.1%}, 95 %: {self.low:.3f}–{self.high:.3f})" if self.n else "0 of 0"
+        return (
+            f"{self.k} of {self.n} ({self.k / self.n:.1%}, 95 %: {self.low:.3f}–{self.high:.3f})"
+            if self.n
+            else "0 of 0"
+        )
 
 
 def share(k: int, n: int) -> Share:
@@ -129,11 +133,21 @@ def score(cases: Sequence[Case]) -> Report:
         mrr=sum(1 / place for case in covered if (place := _place(case))) / len(covered) if covered else 0.0,
         false_answers=share(sum(bool(case.ranked) for case in certain), len(certain)),
         false_answers_with_doubt=share(sum(bool(case.ranked) for case in doubtful), len(doubtful)),
-        uncovered_wrong=share(sum(bool(case.ranked) and case.ranked[0] not in case.also for case in uncovered), len(uncovered)),
+        uncovered_wrong=share(
+            sum(bool(case.ranked) and case.ranked[0] not in case.also for case in uncovered), len(uncovered)
+        ),
         by_noise=_grouped(covered, lambda case: case.noise),
         by_entry=_grouped(covered, lambda case: (case.expected or "",)),
-        confusions=tuple((a, b, n) for (a, b), n in Counter((case.expected or "", case.ranked[0]) for case in wrong if case.ranked).most_common(20)),
-        missed=tuple((case.id, case.expected or "", (case.ranked or ("",))[0]) for case in [*wrong, *(c for c in [*certain, *uncovered] if c.ranked and c.ranked[0] not in c.also)]),
+        confusions=tuple(
+            (a, b, n)
+            for (a, b), n in Counter(
+                (case.expected or "", case.ranked[0]) for case in wrong if case.ranked
+            ).most_common(20)
+        ),
+        missed=tuple(
+            (case.id, case.expected or "", (case.ranked or ("",))[0])
+            for case in [*wrong, *(c for c in [*certain, *uncovered] if c.ranked and c.ranked[0] not in c.also)]
+        ),
     )
 
 

@@ -45,7 +45,9 @@ def records(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     for file in files:
         data = read_json(file)
         if not isinstance(data, dict):
-            raise EntryError(str(file), "", f"a record is a JSON object, found {type(data).__name__}", "see the reference record")
+            raise EntryError(
+                str(file), "", f"a record is a JSON object, found {type(data).__name__}", "see the reference record"
+            )
         _check_shape(file, data)
         yield file, data
 
@@ -56,7 +58,9 @@ def _check_shape(file: Path, data: Mapping[str, Any]) -> None:
             raise EntryError(str(file), name, "is missing", "a reference-shaped record needs " + ", ".join(_REQUIRED))
         if not isinstance(data[name], kind):
             wanted = "a string" if kind is str else "a list"
-            raise EntryError(str(file), name, f"expected {wanted}, found {type(data[name]).__name__}", "correct it at its source")
+            raise EntryError(
+                str(file), name, f"expected {wanted}, found {type(data[name]).__name__}", "correct it at its source"
+            )
     if not data["signature"].strip():
         raise EntryError(str(file), "signature", "is empty", "an entry needs the error line as users see it")
 
@@ -74,7 +78,9 @@ def as_entry(file: Path, data: dict[str, Any]) -> AuthoredEntry:
         "domain": domain,
         "category": data.get("category") or "imported",
         "root_cause": data["root_cause"].strip() or NOT_STATED,
-        "root_cause_type": data.get("root_cause_type") if data.get("root_cause_type") in get_args(CauseType) else "generic",
+        "root_cause_type": data.get("root_cause_type")
+        if data.get("root_cause_type") in get_args(CauseType)
+        else "generic",
         "versions": _versions(data),
         "os_specific": data["os_specific"] if isinstance(data.get("os_specific"), dict) else {},
         "workarounds": workarounds,
@@ -167,7 +173,9 @@ def take_in(source: Path, root: Path, *, into: str | None = None) -> list[Import
     planned = [(root / entry.id / "entry.json", entry) for entry in (as_entry(file, data) for file, data in found)]
     for target, entry in planned:
         if target.parent.exists():
-            raise ImportRefusedError(f"{target.parent}: exists already", f"attach the record instead: --into {entry.id}")
+            raise ImportRefusedError(
+                f"{target.parent}: exists already", f"attach the record instead: --into {entry.id}"
+            )
     for target, entry in planned:
         target.parent.mkdir(parents=True)
         target.write_text(entry_text(entry), encoding="utf-8")
@@ -180,7 +188,9 @@ def _attach(file: Path, data: dict[str, Any], root: Path, into: str) -> Imported
         raise ImportRefusedError(f"{target}: no such entry", "give the id of an entry below the entries folder")
     raw = read_json(target)
     if raw.get("reported") is not None:
-        raise ImportRefusedError(f"{target}: carries a reported record already", "nothing is overwritten; remove it by hand first")
+        raise ImportRefusedError(
+            f"{target}: carries a reported record already", "nothing is overwritten; remove it by hand first"
+        )
     raw["reported"] = Reported(origin=file.name, record=data).model_dump()
     AuthoredEntry.model_validate_json(json.dumps(raw))
     temporary = target.with_suffix(".json.new")

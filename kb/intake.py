@@ -9,7 +9,12 @@ from pathlib import Path
 from kb.errors import PasteError
 
 _BOMS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
-_PACKED = ((b"\x1f\x8b", "gzip", "zcat"), (b"BZh", "bzip2", "bzcat"), (b"\xfd7zXZ", "xz", "xzcat"), (b"(\xb5/\xfd", "zstd", "zstdcat"))
+_PACKED = (
+    (b"\x1f\x8b", "gzip", "zcat"),
+    (b"BZh", "bzip2", "bzcat"),
+    (b"\xfd7zXZ", "xz", "xzcat"),
+    (b"(\xb5/\xfd", "zstd", "zstdcat"),
+)
 _UNPRINTABLE = re.compile(r"[\x00-\x06\x0e-\x1a\x1c-\x1f\ufffd]")
 _SAMPLE = 65_536
 
@@ -42,7 +47,9 @@ def decode(data: bytes, name: str) -> str:
     Raises PasteError for nothing, for compressed data and for binary data.
     """
     if not data.strip():
-        raise PasteError(f"{name}: nothing to match, it is empty", "paste the whole error, from `Traceback` to the last line")
+        raise PasteError(
+            f"{name}: nothing to match, it is empty", "paste the whole error, from `Traceback` to the last line"
+        )
     for magic, kind, tool in _PACKED:
         if data.startswith(magic):
             raise PasteError(f"{name}: is {kind}-compressed", f"unpack it on the way: {tool} {name} | kb match -")

@@ -81,7 +81,9 @@ class KnowledgeBase:
         if not line:
             return ()
         hits = self.index.related(line.split())
-        return tuple(Related(hit.entry_id, hit.signature, "shares rare words with the last error; not an answer") for hit in hits)
+        return tuple(
+            Related(hit.entry_id, hit.signature, "shares rare words with the last error; not an answer") for hit in hits
+        )
 
     def get(self, entry_id: str) -> Mapping[str, Any]:
         """The published record. Raises UnknownEntryError."""

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from kb.index import Signature
+from kb.literals import fold_case
 from kb.models.result import Frame, Incident, Level, Line
 from kb.parse import Failure, Parsed, Passage, passage
-from kb.literals import fold_case
 from kb.patterns import compile_pattern
 
 LEGACY_TIMEOUT = 0.05
@@ -63,7 +63,11 @@ def find(parsed: Parsed, signatures: Sequence[Signature]) -> tuple[tuple[Inciden
     superseded = _Superseded(candidates)
     found: list[tuple[Incident, Found]] = []
     for failure in parsed.failures:
-        hits = [h for h in _hits(candidates, failure.subject) if _frames_agree(h.signature, failure.incident.frames or parsed.frames)]
+        hits = [
+            h
+            for h in _hits(candidates, failure.subject)
+            if _frames_agree(h.signature, failure.incident.frames or parsed.frames)
+        ]
         if winner := superseded.best(hits):
             found.append((failure.incident, _of_exception(failure, winner)))
     found += _in_log(candidates, log, parsed.frames, superseded)
@@ -222,12 +226,16 @@ def _found(hit: Hit, subject: Passage, level: Level, why: str) -> Found:
     )
 
 
-def _numbered(parsed: Parsed, found: Sequence[tuple[Incident, Found]]) -> tuple[tuple[Incident, ...], tuple[Found, ...]]:
+def _numbered(
+    parsed: Parsed, found: Sequence[tuple[Incident, Found]]
+) -> tuple[tuple[Incident, ...], tuple[Found, ...]]:
     """Put log incidents behind the exceptions, sort all by line, and point matches and chains at the new places."""
     from dataclasses import replace
 
     best: dict[str, tuple[Incident, Found]] = {}
-    for incident, match in sorted(found, key=lambda pair: (pair[1].level != "exact", pair[0].kind == "log", pair[1].line)):
+    for incident, match in sorted(
+        found, key=lambda pair: (pair[1].level != "exact", pair[0].kind == "log", pair[1].line)
+    ):
         best.setdefault(match.entry_id, (incident, match))
     exceptions = [failure.incident for failure in parsed.failures]
     logs = [incident for incident, _ in best.values() if incident.kind == "log"]

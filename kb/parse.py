@@ -19,7 +19,9 @@ MESSAGE_LENGTH = 4_000
 """Code points of a message that are kept."""
 
 _HEADER = re.compile(r"^[\s+|]*(?:╭─+ )?Traceback \(most recent call last\)(?:[:]| ─+╮)?\s*$")
-_IPYTHON_HEADER = re.compile(r"^\s*(?P<type>(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*) {2,}Traceback \(most recent call last\)\s*$")
+_IPYTHON_HEADER = re.compile(
+    r"^\s*(?P<type>(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*) {2,}Traceback \(most recent call last\)\s*$"
+)
 _CHAINS: tuple[tuple[str, Link], ...] = (
     ("The above exception was the direct cause of the following exception", "cause"),
     ("During handling of the above exception, another exception occurred", "context"),
@@ -27,10 +29,16 @@ _CHAINS: tuple[tuple[str, Link], ...] = (
 _FRAMES = (
     re.compile(r'^\s*File "(?P<file>[^"]{1,1000})", line (?P<line>\d{1,9})(?:, in (?P<function>.{1,300}))?\s*$'),
     re.compile(r"^\s*File (?P<file>[^\s\"][^\"]{0,1000}?):(?P<line>\d{1,9})(?:, in (?P<function>.{1,300}))?\s*$"),
-    re.compile(r"^\s*(?P<file>Cell\s+In\s?\[[\d ]{1,8}\])(?:, line (?P<line>\d{1,9}))(?:, in (?P<function>.{1,300}))?\s*$"),
+    re.compile(
+        r"^\s*(?P<file>Cell\s+In\s?\[[\d ]{1,8}\])(?:, line (?P<line>\d{1,9}))(?:, in (?P<function>.{1,300}))?\s*$"
+    ),
     re.compile(r"^(?P<file><ipython-input-[\w-]{1,60}>) in (?P<function>.{1,300}?)\s*$"),
-    re.compile(r"^(?P<file>(?:/|~/|[A-Za-z]:[\\/]|\./|\.\./)[^:*?\"<>|]{1,1000}\.\w{1,4}) in (?P<function>[\w<>.]{1,200}\(.{0,300}\)?)\s*$"),
-    re.compile(r"^(?P<file>(?:/|~/|[A-Za-z]:[\\/]|\./|\.\./)[^:*?\"<>|]{1,1000}):(?P<line>\d{1,9}) in (?P<function>[\w<>.]{1,200})\s*$"),
+    re.compile(
+        r"^(?P<file>(?:/|~/|[A-Za-z]:[\\/]|\./|\.\./)[^:*?\"<>|]{1,1000}\.\w{1,4}) in (?P<function>[\w<>.]{1,200}\(.{0,300}\)?)\s*$"
+    ),
+    re.compile(
+        r"^(?P<file>(?:/|~/|[A-Za-z]:[\\/]|\./|\.\./)[^:*?\"<>|]{1,1000}):(?P<line>\d{1,9}) in (?P<function>[\w<>.]{1,200})\s*$"
+    ),
     re.compile(r"^(?P<file>[\w./\\~-]{1,300}\.py):(?P<line>\d{1,9}): (?:in )?(?P<function>[\w<>.]{1,200})?\s*$"),
 )
 _RICH_SPLIT = re.compile(r"^(?:/|~/|[A-Za-z]:[\\/]).{4,}$")
@@ -38,13 +46,17 @@ _EXCEPTION = re.compile(r"^(?P<type>(?:[A-Za-z_]\w{0,80}\.){0,12}[A-Za-z_]\w{0,1
 _TYPE = re.compile(
     r"(?:Error|Exception|Interrupt|Exit|Unsupported|Failure|Fault|Timeout|Hit|Group|Mismatch|NotFound|Abort|Iteration)$"
 )
-_STANDALONE_TYPE = re.compile(r"^(?:[a-z_]\w{0,80}\.){0,12}(?:_?[A-Z]\w{0,120}(?:Error|Exception|Unsupported|Interrupt)|Exception|KeyboardInterrupt|SystemExit)$")
+_STANDALONE_TYPE = re.compile(
+    r"^(?:[a-z_]\w{0,80}\.){0,12}(?:_?[A-Z]\w{0,120}(?:Error|Exception|Unsupported|Interrupt)|Exception|KeyboardInterrupt|SystemExit)$"
+)
 _CODE = re.compile(r"^\s*(?:-+>|❱|>)?\s*\d{1,6}(?:\s|$)")
 _CARETS = re.compile(r"^[\s~^]+$")
 _REPEATED = re.compile(r"^\s*\[Previous line repeated \d+ more times?\]\s*$")
 _RULE_LINE = re.compile(r"^\s*[-=─╭╰╮╯*_]{4,}.*$")
 _INSTALLED = re.compile(r"(?:site|dist)-packages[/\\](?P<package>[A-Za-z_]\w*)")
-_LIBRARY = re.compile(r"(?:site|dist)-packages[/\\]|lib[/\\]python\d|[/\\]Lib[/\\](?!site)|^<frozen |[/\\]python\d+\.zip|^<string>$")
+_LIBRARY = re.compile(
+    r"(?:site|dist)-packages[/\\]|lib[/\\]python\d|[/\\]Lib[/\\](?!site)|^<frozen |[/\\]python\d+\.zip|^<string>$"
+)
 
 
 class Passage(NamedTuple):
@@ -190,7 +202,11 @@ class _Stream:
         if not text.strip() or _HEADER.match(text) or self._frame(text) or _chain(text):
             return
         if _indent(text) > indent:
-            while self.at < len(self.lines) and _indent(self.lines[self.at].text) > indent and self.lines[self.at].text.strip():
+            while (
+                self.at < len(self.lines)
+                and _indent(self.lines[self.at].text) > indent
+                and self.lines[self.at].text.strip()
+            ):
                 if self._frame(self.lines[self.at].text):
                     return
                 self.at += 1
@@ -253,7 +269,13 @@ class _Stream:
             # Some messages hold an empty line before indented detail, as `Weights only load failed.` does.
             following = self.lines[self.at + 1].text if self.at + 1 < len(self.lines) else ""
             return len(message) == 1 and following[:1] in {" ", "\t"} and not self._frame(following)
-        if line.severity is not None or (line.stamped and not message[0].stamped) or _RULE_LINE.match(text) or _HEADER.match(text) or _IPYTHON_HEADER.match(text):
+        if (
+            line.severity is not None
+            or (line.stamped and not message[0].stamped)
+            or _RULE_LINE.match(text)
+            or _HEADER.match(text)
+            or _IPYTHON_HEADER.match(text)
+        ):
             return False
         if _chain(text) is not None or self._frame(text) is not None:
             return False

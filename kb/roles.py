@@ -36,7 +36,9 @@ def assign(
     first = min(free, key=lambda match: (match.kind == "warning", match.line), default=None)
     parts = [_part(match, first, chained.get(match.entry_id), caused.get(match.entry_id)) for match in found]
     order = {"root": 0, "consequence": 1, "wrapper": 2}
-    return tuple(sorted(parts, key=lambda p: (order[p.role], p.found is not first, p.found.level != "exact", p.found.line)))
+    return tuple(
+        sorted(parts, key=lambda p: (order[p.role], p.found is not first, p.found.level != "exact", p.found.line))
+    )
 
 
 def _part(match: Found, first: Found | None, origin: Found | None, cause: Found | None) -> Part:
@@ -70,7 +72,9 @@ def _cause(match: Found, concrete: Sequence[Found], edges: Mapping[str, frozense
         (
             other
             for other in concrete
-            if other is not match and _leads(other.entry_id, match.entry_id, edges) and not _leads(match.entry_id, other.entry_id, edges)
+            if other is not match
+            and _leads(other.entry_id, match.entry_id, edges)
+            and not _leads(match.entry_id, other.entry_id, edges)
         ),
         None,
     )

@@ -16,10 +16,12 @@ import pytest
 
 from tests.conftest import PROJECT, entry
 
-PASTE = "Traceback (most recent call last):\n  File \"a.py\", line 1, in f\n    g()\nRuntimeError: the frobnicator of pytorch/some-error jammed at step 7\n"
+PASTE = 'Traceback (most recent call last):\n  File "a.py", line 1, in f\n    g()\nRuntimeError: the frobnicator of pytorch/some-error jammed at step 7\n'
 
 
-def kb(*arguments: str | Path, stdin: str | bytes | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+def kb(
+    *arguments: str | Path, stdin: str | bytes | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     data = stdin.encode() if isinstance(stdin, str) else stdin
     done = subprocess.run(
         [sys.executable, "-m", "kb", *map(str, arguments)],
@@ -41,7 +43,11 @@ def root(catalogue: Callable[..., Path]) -> Path:
 def test_a_known_paste_is_answered_from_a_file_a_pipe_and_a_dash(root: Path, tmp_path: Path) -> None:
     file = tmp_path / "trace.txt"
     file.write_text(PASTE)
-    answers = [kb("match", "--entries", root, file), kb("match", "--entries", root, stdin=PASTE), kb("match", "-", "--entries", root, stdin=PASTE)]
+    answers = [
+        kb("match", "--entries", root, file),
+        kb("match", "--entries", root, stdin=PASTE),
+        kb("match", "-", "--entries", root, stdin=PASTE),
+    ]
     assert {done.returncode for done in answers} == {0}
     assert len({done.stdout for done in answers}) == 1
     assert "pytorch/some-error" in answers[0].stdout
@@ -64,7 +70,12 @@ def test_json_is_the_documented_shape(root: Path) -> None:
     jsonschema.validate(answer, json.loads((PROJECT / "schemas" / "match.schema.json").read_text()))
     assert answer["abstained"] is False
     match = answer["matches"][0]
-    assert (match["entry_id"], match["level"], match["role"], match["line"]) == ("pytorch/some-error", "exact", "root", 4)
+    assert (match["entry_id"], match["level"], match["role"], match["line"]) == (
+        "pytorch/some-error",
+        "exact",
+        "root",
+        4,
+    )
     start, end = match["span"]
     assert PASTE.split("\n")[3][start:end] == "the frobnicator of pytorch/some-error jammed at step 7"
     assert match["fixes"][0]["measured"] is None
@@ -74,14 +85,21 @@ def test_several_inputs_give_one_line_each(root: Path, tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).write_text(PASTE)
     done = kb("match", "-f", "jsonl", "--entries", root, tmp_path / "a", tmp_path / "b")
-    assert [json.loads(line)["matches"][0]["entry_id"] for line in done.stdout.splitlines()] == ["pytorch/some-error"] * 2
+    assert [json.loads(line)["matches"][0]["entry_id"] for line in done.stdout.splitlines()] == [
+        "pytorch/some-error"
+    ] * 2
     refused = kb("match", "-f", "json", tmp_path / "a", tmp_path / "b")
     assert (refused.returncode, "--format jsonl" in refused.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
     ("stdin", "said"),
-    [(b"", "nothing to match"), (b" \n ", "nothing to match"), (bytes(range(256)) * 300, "binary"), (b"\x1f\x8b\x08junk", "gzip")],
+    [
+        (b"", "nothing to match"),
+        (b" \n ", "nothing to match"),
+        (bytes(range(256)) * 300, "binary"),
+        (b"\x1f\x8b\x08junk", "gzip"),
+    ],
 )
 def test_bad_input_is_refused_clearly(stdin: bytes, said: str) -> None:
     done = kb("match", stdin=stdin)
@@ -162,7 +180,12 @@ def test_a_damaged_index_is_rebuilt(tmp_path: Path, root: Path, damage: str) -> 
 def test_two_first_runs_at_once_both_succeed(tmp_path: Path, root: Path) -> None:
     environment = {**os.environ, "KB_CACHE": str(tmp_path / "cache")}
     command = [sys.executable, "-m", "kb", "match", "--entries", str(root)]
-    running = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd=PROJECT) for _ in range(4)]
+    running = [
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd=PROJECT
+        )
+        for _ in range(4)
+    ]
     done = [process.communicate(PASTE.encode(), timeout=120) for process in running]
     assert [process.returncode for process in running] == [0] * 4
     assert {err for _, err in done} == {b""}
@@ -181,7 +204,12 @@ def test_an_unwritable_cache_falls_back_to_memory(tmp_path: Path, root: Path) ->
 def test_a_full_disk_for_the_output_is_an_error_not_a_traceback(root: Path) -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "kb", "match", "--entries", str(root)], input=PASTE.encode(), stdout=full, stderr=subprocess.PIPE, cwd=PROJECT, check=False
+            [sys.executable, "-m", "kb", "match", "--entries", str(root)],
+            input=PASTE.encode(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            cwd=PROJECT,
+            check=False,
         )
     assert done.returncode == 2
     assert b"No space left" in done.stderr
@@ -295,11 +323,19 @@ def test_schemas_are_printed(tmp_path: Path) -> None:
 
 
 def test_eval_scores_a_corpus(root: Path, tmp_path: Path) -> None:
-    rows = [{"id": "a", "text": PASTE, "entry": "pytorch/some-error", "noise": ["none"]}, {"id": "b", "text": "KeyError: 'x'", "entry": None}]
+    rows = [
+        {"id": "a", "text": PASTE, "entry": "pytorch/some-error", "noise": ["none"]},
+        {"id": "b", "text": "KeyError: 'x'", "entry": None},
+    ]
     corpus = tmp_path / "c.jsonl"
     corpus.write_text("\n".join(map(json.dumps, rows)))
     report = json.loads(kb("eval", corpus, "--json", "--entries", root).stdout)
-    assert (report["top1"]["k"], report["top1"]["n"], report["false_answers"]["k"], report["false_answers"]["n"]) == (1, 1, 0, 1)
+    assert (report["top1"]["k"], report["top1"]["n"], report["false_answers"]["k"], report["false_answers"]["n"]) == (
+        1,
+        1,
+        0,
+        1,
+    )
     corpus.write_text('{"text": 3}')
     refused = kb("eval", corpus)
     assert (refused.returncode, f"{corpus}:1" in refused.stderr) == (2, True)

@@ -46,7 +46,13 @@ def test_a_driver_table_is_no_gpu() -> None:
 
 @pytest.mark.parametrize(
     ("gpu", "expected"),
-    [("NVIDIA H100 80GB HBM3", "9.0"), ("NVIDIA GeForce RTX 3090", "8.6"), ("Tesla V100-SXM2-32GB", "7.0"), ("NVIDIA GeForce RTX 5060 Ti", "12.0"), ("Radeon", None)],
+    [
+        ("NVIDIA H100 80GB HBM3", "9.0"),
+        ("NVIDIA GeForce RTX 3090", "8.6"),
+        ("Tesla V100-SXM2-32GB", "7.0"),
+        ("NVIDIA GeForce RTX 5060 Ti", "12.0"),
+        ("Radeon", None),
+    ],
 )
 def test_capability_by_model(gpu: str, expected: str | None) -> None:
     assert capability(gpu) == expected
@@ -63,7 +69,10 @@ def test_one_known_mismatch_decides_and_a_match_needs_everything() -> None:
     assert applies(condition, Environment(packages={"torch": "2.6.0"}))[0] is None
     assert applies(condition, Environment(packages={"torch": "2.6.0"}, compute_capability="9.0"))[0] is True
     assert applies(condition, Environment(packages={"torch": "1.13"}))[0] is False
-    assert applies({"os": ["linux"]}, Environment(os="windows")) == (False, "operating system is windows, this is for linux")
+    assert applies({"os": ["linux"]}, Environment(os="windows")) == (
+        False,
+        "operating system is windows, this is for linux",
+    )
     assert applies(None, Environment())[0] is None
 
 
@@ -86,7 +95,13 @@ def test_an_environment_file_round_trips(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "named"),
-    [("{", "cannot be read"), ("[]", "JSON object"), ('{"torch": "2"}', "unknown field `torch`"), ('{"packages": {"a": 1}}', "packages"), ('{"gpu": 3}', "gpu")],
+    [
+        ("{", "cannot be read"),
+        ("[]", "JSON object"),
+        ('{"torch": "2"}', "unknown field `torch`"),
+        ('{"packages": {"a": 1}}', "packages"),
+        ('{"gpu": 3}', "gpu"),
+    ],
 )
 def test_a_bad_environment_file_is_named_with_its_field(tmp_path: Path, content: str, named: str) -> None:
     file = tmp_path / "env.json"

@@ -25,7 +25,9 @@ RECORD: dict[str, Any] = {
     "versions": [{"version": "torch 2.3.0", "introduced": None, "status": "active"}],
     "os_specific": {},
     "dead_ends": [{"action": "", "why_fails": "It still differs.", "fail_rate": 1.0, "condition": "", "sources": []}],
-    "workarounds": [{"action": "Set both the same.", "success_rate": 0.95, "how": "Set both.", "condition": "", "sources": []}],
+    "workarounds": [
+        {"action": "Set both the same.", "success_rate": 0.95, "how": "Set both.", "condition": "", "sources": []}
+    ],
     "workarounds_zh": ["设为相同。"],
     "transition_graph": {"leads_to": [], "preceded_by": [], "frequently_confused_with": []},
     "official_doc_url": "https://example.org/docs",
@@ -102,7 +104,12 @@ def test_a_record_attached_to_an_entry_leaves_the_rest_of_it_alone(tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("changes", "named"),
-    [({"id": "Not An Id"}, "id"), ({"id": "../../etc/passwd"}, "id"), ({"signature": 3}, "signature"), ({"workarounds": None}, "workarounds")],
+    [
+        ({"id": "Not An Id"}, "id"),
+        ({"id": "../../etc/passwd"}, "id"),
+        ({"signature": 3}, "signature"),
+        ({"workarounds": None}, "workarounds"),
+    ],
 )
 def test_bad_records_are_refused_by_field(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
     with pytest.raises(EntryError) as caught:

@@ -14,7 +14,18 @@ import kb
 PACKAGE = Path(kb.__file__).parent
 # From the ground up: a module imports only modules of its own layer's left, or of an earlier line.
 LAYERS = [
-    ["errors", "models.result", "models.base", "models.entry", "models.evidence", "models.published", "digest", "redact", "literals", "layers"],
+    [
+        "errors",
+        "models.result",
+        "models.base",
+        "models.entry",
+        "models.evidence",
+        "models.published",
+        "digest",
+        "redact",
+        "literals",
+        "layers",
+    ],
     ["denoise", "parse", "patterns", "complaints", "catalog", "environment", "localize", "intake"],
     ["index", "evidence"],
     ["match", "rates"],
@@ -30,7 +41,9 @@ ORDER = {name: (row, column) for row, names in enumerate(LAYERS) for column, nam
 
 def layer(module: str) -> tuple[int, int]:
     name = module.removeprefix("kb.")
-    return next(ORDER[key] for key in (name, *(name.rsplit(".", n)[0] for n in range(1, name.count(".") + 1))) if key in ORDER)
+    return next(
+        ORDER[key] for key in (name, *(name.rsplit(".", n)[0] for n in range(1, name.count(".") + 1))) if key in ORDER
+    )
 
 
 def modules() -> list[tuple[str, Path]]:
@@ -48,11 +61,20 @@ def imported(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {f"{node.module}.{alias.name}" if (PACKAGE.parent / Path(*node.module.split("."), f"{alias.name}.py")).exists() else node.module for alias in node.names}
+            names |= {
+                f"{node.module}.{alias.name}"
+                if (PACKAGE.parent / Path(*node.module.split("."), f"{alias.name}.py")).exists()
+                else node.module
+                for alias in node.names
+            }
     return {name for name in names if name.startswith("kb.")} - {"kb.models"}
 
 
-@pytest.mark.parametrize(("module", "path"), [pair for pair in modules() if pair[0] not in ("kb", "kb.models")], ids=lambda value: str(value) if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("module", "path"),
+    [pair for pair in modules() if pair[0] not in ("kb", "kb.models")],
+    ids=lambda value: str(value) if isinstance(value, str) else "",
+)
 def test_imports_point_down(module: str, path: Path) -> None:
     own = layer(module)
     for name in imported(path):

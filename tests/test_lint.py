@@ -13,7 +13,7 @@ from kb.lint import check
 from tests.conftest import entry
 
 SAMPLE = "RuntimeError: the frobnicator of pytorch/some-error jammed at step 3\n"
-SCRIPT = '''\
+SCRIPT = """\
 import pytest
 
 @pytest.mark.reproduces
@@ -21,7 +21,7 @@ def test_reproduces(): ...
 
 @pytest.mark.workaround("oil-it")
 def test_oil_it(): ...
-'''
+"""
 
 
 @pytest.fixture
@@ -87,7 +87,9 @@ def test_a_script_that_is_not_python(sound: Callable[..., Path]) -> None:
     assert "arm-unreadable" in codes(sound(script="def ("))
 
 
-def test_too_few_samples_and_samples_won_by_nobody_or_by_another(sound: Callable[..., Path], catalogue: Callable[..., Path]) -> None:
+def test_too_few_samples_and_samples_won_by_nobody_or_by_another(
+    sound: Callable[..., Path], catalogue: Callable[..., Path]
+) -> None:
     root = sound()
     folder = root / "pytorch" / "some-error" / "samples"
     (folder / "two.txt").write_text("KeyError: 'nothing known'\n")
@@ -95,7 +97,13 @@ def test_too_few_samples_and_samples_won_by_nobody_or_by_another(sound: Callable
     (folder / "two.txt").unlink()
     (folder / "not-this.txt").unlink()
     assert codes(root) == ["samples-few", "samples-few"]
-    catalogue(entry("pytorch/thief", regex="frobnicator of pytorch/some-error jammed at step 3 with extras?|frobnicator of pytorch/some-error jammed", supersedes=["pytorch/some-error"]))
+    catalogue(
+        entry(
+            "pytorch/thief",
+            regex="frobnicator of pytorch/some-error jammed at step 3 with extras?|frobnicator of pytorch/some-error jammed",
+            supersedes=["pytorch/some-error"],
+        )
+    )
     found = check(load([root]), only=["pytorch/some-error"])
     assert "sample-lost" in [finding.code for finding in found]
 

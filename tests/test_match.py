@@ -20,10 +20,15 @@ def signature(entry_id: str, regex: str, **more: Any) -> Signature:
     return Signature(entry_id=entry_id, regex=regex, **{**plain, **more})
 
 
-OOM = signature("cuda/out-of-memory", r"CUDA out of memory\. Tried to allocate", exceptions=("OutOfMemoryError", "RuntimeError"))
+OOM = signature(
+    "cuda/out-of-memory", r"CUDA out of memory\. Tried to allocate", exceptions=("OutOfMemoryError", "RuntimeError")
+)
 LINEAR = signature("pytorch/linear", r"mat1 and mat2 to have the same dtype", exceptions=("RuntimeError",))
 NEMO = signature(
-    "nemo/lora", r"mat1 and mat2 to have the same dtype", frames=(r"nemo_automodel/.{0,80}lora",), supersedes=("pytorch/linear",)
+    "nemo/lora",
+    r"mat1 and mat2 to have the same dtype",
+    frames=(r"nemo_automodel/.{0,80}lora",),
+    supersedes=("pytorch/linear",),
 )
 WATCHDOG = signature("distributed/watchdog", r"Watchdog caught collective operation timeout")
 
@@ -41,11 +46,15 @@ def matched(paste: str, *signatures: Signature) -> list[tuple[str, str]]:
 
 
 def test_an_exception_with_its_type_and_message_is_exact() -> None:
-    assert matched("RuntimeError: CUDA out of memory. Tried to allocate 2.00 GiB", OOM) == [("cuda/out-of-memory", "exact")]
+    assert matched("RuntimeError: CUDA out of memory. Tried to allocate 2.00 GiB", OOM) == [
+        ("cuda/out-of-memory", "exact")
+    ]
 
 
 def test_the_message_under_another_type_is_only_a_line() -> None:
-    assert matched("ValueError: CUDA out of memory. Tried to allocate 2.00 GiB", OOM) == [("cuda/out-of-memory", "line")]
+    assert matched("ValueError: CUDA out of memory. Tried to allocate 2.00 GiB", OOM) == [
+        ("cuda/out-of-memory", "line")
+    ]
 
 
 def test_a_log_line_is_a_line() -> None:
@@ -93,7 +102,9 @@ def test_an_entry_is_reported_once_with_all_ranks() -> None:
 
 def test_a_wrapper_never_wins_over_a_concrete_error_in_the_same_text() -> None:
     wrapper = signature("distributed/wrapper", r"CUDA out of memory", kind="wrapper")
-    assert matched("RuntimeError: CUDA out of memory. Tried to allocate 1 GiB", wrapper, OOM)[0][0] == "cuda/out-of-memory"
+    assert (
+        matched("RuntimeError: CUDA out of memory. Tried to allocate 1 GiB", wrapper, OOM)[0][0] == "cuda/out-of-memory"
+    )
 
 
 def test_an_imported_pattern_outside_the_linear_dialect_cannot_stall() -> None:

@@ -163,7 +163,12 @@ def test_launcher_lines_after_an_exception_do_not_join_its_message() -> None:
     assert parsed.log[0].text.startswith("failed (exitcode: 1)")
 
 
-@given(st.lists(st.sampled_from([*PLAIN.splitlines(), "", "noise", "[rank1]: x", "╭─ Traceback (most recent call last) ─╮"]), max_size=30))
+@given(
+    st.lists(
+        st.sampled_from([*PLAIN.splitlines(), "", "noise", "[rank1]: x", "╭─ Traceback (most recent call last) ─╮"]),
+        max_size=30,
+    )
+)
 def test_any_order_of_lines_is_survived(lines: list[str]) -> None:
     for number, failure in enumerate(parsed := read("\n".join(lines)).failures):
         follows = failure.incident.follows

@@ -13,7 +13,16 @@ from kb.rank import cautions, fixes
 
 def rate(k: int, n: int, low: float, device: str = "cpu", **more: Any) -> dict[str, Any]:
     name = "NVIDIA H100, torch 2.11" if device == "cuda" else "CPU, torch 2.13"
-    return {"k": k, "n": n, "low": low, "high": 1.0, "device": device, "environments": [name], "last_run": "2026-11-22", **more}
+    return {
+        "k": k,
+        "n": n,
+        "low": low,
+        "high": 1.0,
+        "device": device,
+        "environments": [name],
+        "last_run": "2026-11-22",
+        **more,
+    }
 
 
 def fix(fix_id: str, **more: Any) -> dict[str, Any]:
@@ -67,12 +76,17 @@ def test_an_unknown_environment_neither_helps_nor_hurts() -> None:
 def test_the_reason_names_place_rate_interval_hardware_and_cost() -> None:
     measured = rate(24, 24, 0.86, "cuda", step_seconds=0.0021, peak_bytes=3 * 2**20)
     (ranked,) = fixes(record(fix("a", state="measured", measured=measured)), Environment())
-    assert ranked.why == "1st: 24 of 24 on NVIDIA H100 (95 %: 0.86–1.00), removes the cause, 2.1 ms a step, 3 MiB at its peak"
+    assert (
+        ranked.why
+        == "1st: 24 of 24 on NVIDIA H100 (95 %: 0.86–1.00), removes the cause, 2.1 ms a step, 3 MiB at its peak"
+    )
     assert ranked.verification == "entries/pytorch/x/verify.py::test_a"
 
 
 def test_no_rate_says_so_with_its_reason() -> None:
-    claim = fix("a", state="unverifiable", state_reason="needs two GPUs", verification={"unverifiable": "needs two GPUs"})
+    claim = fix(
+        "a", state="unverifiable", state_reason="needs two GPUs", verification={"unverifiable": "needs two GPUs"}
+    )
     (ranked,) = fixes(record(claim), Environment())
     assert "unverifiable (needs two GPUs)" in ranked.why
     assert ranked.measured is None

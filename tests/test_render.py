@@ -21,7 +21,13 @@ PASTE = "[rank2]: RuntimeError: the frobnicator of pytorch/some-error jammed at 
 
 @pytest.fixture
 def base(catalogue: Callable[..., Path]) -> KnowledgeBase:
-    wrapper = entry("distributed/wrapper", kind="wrapper", regex="the launcher gave up on it", signature="the launcher gave up on it", exceptions=[])
+    wrapper = entry(
+        "distributed/wrapper",
+        kind="wrapper",
+        regex="the launcher gave up on it",
+        signature="the launcher gave up on it",
+        exceptions=[],
+    )
     return in_memory(load([catalogue(entry(), wrapper)]))
 
 
@@ -33,7 +39,10 @@ def test_the_answer_comes_first(base: KnowledgeBase) -> None:
     lines = shown(base, PASTE).splitlines()
     assert lines[0].startswith("pytorch/some-error")
     assert "rank2" in "".join(lines[:4])
-    order = [next(n for n, line in enumerate(lines) if line.startswith(label)) for label in ("Why", "Do first", "Recover", "More")]
+    order = [
+        next(n for n, line in enumerate(lines) if line.startswith(label))
+        for label in ("Why", "Do first", "Recover", "More")
+    ]
     assert order == sorted(order)
 
 

@@ -12,21 +12,36 @@ def found(entry_id: str, line: int, incident: int, kind: str = "error") -> Found
 
 
 def incident(line: int, follows: int | None = None) -> Incident:
-    return Incident(kind="exception", type="E", message="", line=line, follows=follows, link="cause" if follows is not None else None)
+    return Incident(
+        kind="exception",
+        type="E",
+        message="",
+        line=line,
+        follows=follows,
+        link="cause" if follows is not None else None,
+    )
 
 
-def roles(matches: list[Found], incidents: list[Incident], edges: dict[str, frozenset[str]] | None = None) -> list[tuple[str, str]]:
+def roles(
+    matches: list[Found], incidents: list[Incident], edges: dict[str, frozenset[str]] | None = None
+) -> list[tuple[str, str]]:
     return [(part.found.entry_id, part.role) for part in assign(matches, incidents, edges or {})]
 
 
 def test_the_earliest_failure_is_the_root() -> None:
-    assert roles([found("b/x", 9, 1), found("a/x", 3, 0)], [incident(3), incident(9)]) == [("a/x", "root"), ("b/x", "consequence")]
+    assert roles([found("b/x", 9, 1), found("a/x", 3, 0)], [incident(3), incident(9)]) == [
+        ("a/x", "root"),
+        ("b/x", "consequence"),
+    ]
 
 
 def test_a_known_transition_beats_the_order_of_lines() -> None:
     matches = [found("distributed/timeout", 1, 0), found("cuda/oom", 50, 1)]
     edges = {"cuda/oom": frozenset({"distributed/timeout"})}
-    assert roles(matches, [incident(1), incident(50)], edges) == [("cuda/oom", "root"), ("distributed/timeout", "consequence")]
+    assert roles(matches, [incident(1), incident(50)], edges) == [
+        ("cuda/oom", "root"),
+        ("distributed/timeout", "consequence"),
+    ]
 
 
 def test_transitions_are_followed_through_entries_that_are_not_in_the_log() -> None:
@@ -52,4 +67,6 @@ def test_a_wrapper_is_last_even_where_it_stands_first() -> None:
 
 
 def test_a_wrapper_alone_is_still_an_answer() -> None:
-    assert roles([found("distributed/child", 1, 0, kind="wrapper")], [incident(1)]) == [("distributed/child", "wrapper")]
+    assert roles([found("distributed/child", 1, 0, kind="wrapper")], [incident(1)]) == [
+        ("distributed/child", "wrapper")
+    ]

@@ -19,12 +19,14 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Paste a CUDA, PyTorch or Hugging Face traceback, get ranked fixes that were proven by running them.",
-    epilog="Exit codes: 0 answered, 1 nothing recognised or a check failed, 2 usage or internal error, 130 interrupted.",
+    epilog="Exit codes: 0 answered, 1 not recognised or a check failed, 2 usage or internal error, 130 interrupted.",
 )
 
 Entries = Annotated[
     list[Path] | None,
-    typer.Option("--entries", help="Folder of further entries, laid over the packaged ones. Repeatable; also KB_ENTRIES."),
+    typer.Option(
+        "--entries", help="Folder of further entries, laid over the packaged ones. Repeatable; also KB_ENTRIES."
+    ),
 ]
 Locale = Annotated[str, typer.Option("--locale", help="Language of the answer: en or zh.")]
 Format = Annotated[str, typer.Option("--format", "-f", help="text or json.")]
@@ -56,10 +58,14 @@ def _common(
 
 @app.command()
 def match(
-    files: Annotated[list[str] | None, typer.Argument(help="Files with pastes or logs; `-` or nothing reads standard input.")] = None,
+    files: Annotated[
+        list[str] | None, typer.Argument(help="Files with pastes or logs; `-` or nothing reads standard input.")
+    ] = None,
     format: Annotated[str, typer.Option("--format", "-f", help="text, markdown, json or jsonl.")] = "text",
     locale: Locale = "en",
-    env: Annotated[str, typer.Option("--env", help="What is known beyond the paste: none, auto (this machine), or a JSON file.")] = "none",
+    env: Annotated[
+        str, typer.Option("--env", help="What is known beyond the paste: none, auto (this machine), or a JSON file.")
+    ] = "none",
     entries: Entries = None,
 ) -> None:
     """Answer a pasted traceback or log with ranked fixes. Exit code 1 if nothing in it is known."""
@@ -116,7 +122,9 @@ def index(
 def import_records(
     source: Annotated[Path, typer.Argument(help="A reference-shaped JSON record, or a folder of them.")],
     to: Annotated[Path, typer.Option("--to", help="Entries folder to write into.")] = Path("entries"),
-    into: Annotated[str | None, typer.Option("--into", metavar="ID", help="Attach the record to this existing entry.")] = None,
+    into: Annotated[
+        str | None, typer.Option("--into", metavar="ID", help="Attach the record to this existing entry.")
+    ] = None,
 ) -> None:
     """Take in foreign records as unproven claims. Nothing is overwritten."""
     maintain.import_records(source, to=to, into=into)
@@ -134,7 +142,9 @@ def schema(
 @app.command()
 def check(
     ids: Annotated[list[str] | None, typer.Argument(help="Entry ids or folders; nothing means all.")] = None,
-    root: Annotated[Path | None, typer.Option("--root", help="Entries folder; by default the packaged one or the checkout's.")] = None,
+    root: Annotated[
+        Path | None, typer.Option("--root", help="Entries folder; by default the packaged one or the checkout's.")
+    ] = None,
     clean: Annotated[Path | None, typer.Option("--clean", help="Folder of pastes that must match nothing.")] = None,
     format: Format = "text",
 ) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from kb.cli import terminal
 from kb.errors import UsageError
 from kb.intake import read_file, read_stdin
-from kb.opening import open_base
 from kb.localize import LOCALES
 from kb.models.result import Environment, Result
+from kb.opening import open_base
 
 FORMATS = ("text", "markdown", "json", "jsonl")
 

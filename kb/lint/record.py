@@ -58,13 +58,19 @@ def ids_unique(loaded: LoadedEntry) -> Iterator[Finding]:
     for field, items in (("causes", entry.causes), ("workarounds", entry.workarounds), ("dead_ends", entry.dead_ends)):
         for item_id, count in Counter(item.id for item in items).items():
             if count > 1:
-                yield Finding("id-repeated", _file(loaded), field, f"`{item_id}` stands {count} times", "give each its own id")
+                yield Finding(
+                    "id-repeated", _file(loaded), field, f"`{item_id}` stands {count} times", "give each its own id"
+                )
     causes = {cause.id for cause in entry.causes}
     for number, workaround in enumerate(entry.workarounds):
         for cause in workaround.addresses:
             if cause not in causes:
                 yield Finding(
-                    "cause-missing", _file(loaded), f"workarounds.{number}.addresses", f"no cause has the id `{cause}`", "name a cause of this entry"
+                    "cause-missing",
+                    _file(loaded),
+                    f"workarounds.{number}.addresses",
+                    f"no cause has the id `{cause}`",
+                    "name a cause of this entry",
                 )
 
 
@@ -75,7 +81,11 @@ def chinese_complete(loaded: LoadedEntry) -> Iterator[Finding]:
         lines = getattr(entry, f"{field}_zh")
         if lines and len(lines) != len(items):
             yield Finding(
-                "zh-length", _file(loaded), f"{field}_zh", f"{len(lines)} lines for {len(items)} {field.replace('_', ' ')}", "one line each, in the same order"
+                "zh-length",
+                _file(loaded),
+                f"{field}_zh",
+                f"{len(lines)} lines for {len(items)} {field.replace('_', ' ')}",
+                "one line each, in the same order",
             )
 
 
@@ -83,9 +93,18 @@ def samples_present(loaded: LoadedEntry) -> Iterator[Finding]:
     """An entry written here shows pastes it wins and one it must not match."""
     if loaded.entry.withdrawn or (loaded.entry.reported and not loaded.entry.sources):
         return
-    for found, wanted, name in ((loaded.samples, SAMPLES, "samples/*.txt"), (loaded.near_misses, NEAR_MISSES, "samples/not-*.txt")):
+    for found, wanted, name in (
+        (loaded.samples, SAMPLES, "samples/*.txt"),
+        (loaded.near_misses, NEAR_MISSES, "samples/not-*.txt"),
+    ):
         if len(found) < wanted:
-            yield Finding("samples-few", _file(loaded, "samples"), "", f"{len(found)} of at least {wanted} {name}", "add real pastes, redacted")
+            yield Finding(
+                "samples-few",
+                _file(loaded, "samples"),
+                "",
+                f"{len(found)} of at least {wanted} {name}",
+                "add real pastes, redacted",
+            )
 
 
 def arms_exist(loaded: LoadedEntry) -> Iterator[Finding]:
@@ -98,7 +117,13 @@ def arms_exist(loaded: LoadedEntry) -> Iterator[Finding]:
     named = [(kind, field, item) for kind, field, item in claims if isinstance(item.verification, str)]
     if not script.is_file():
         for _, field, item in named:
-            yield Finding("arm-missing", _file(loaded), f"{field}.verification", f"{item.verification}: there is no verify.py", "write the arm, or say why it cannot be")
+            yield Finding(
+                "arm-missing",
+                _file(loaded),
+                f"{field}.verification",
+                f"{item.verification}: there is no verify.py",
+                "write the arm, or say why it cannot be",
+            )
         return
     try:
         arms = _arms(script.read_text(encoding="utf-8"))
@@ -109,19 +134,31 @@ def arms_exist(loaded: LoadedEntry) -> Iterator[Finding]:
         test = str(item.verification).partition("::")[2]
         if (kind, item.id) not in arms.get(test, set()):
             yield Finding(
-                "arm-missing", _file(loaded), f"{field}.verification", f"verify.py has no `{test}` marked {kind}({item.id!r})", "the marker names the claim's id"
+                "arm-missing",
+                _file(loaded),
+                f"{field}.verification",
+                f"verify.py has no `{test}` marked {kind}({item.id!r})",
+                "the marker names the claim's id",
             )
     known = {(kind, item.id) for kind, _, item in claims}
     for test, marks in arms.items():
         for kind, claim in marks - known:
             if claim is not None:
-                yield Finding("arm-unclaimed", str(script), test, f"{kind}({claim!r}) belongs to no claim of the entry", "add the claim, or correct the id")
+                yield Finding(
+                    "arm-unclaimed",
+                    str(script),
+                    test,
+                    f"{kind}({claim!r}) belongs to no claim of the entry",
+                    "add the claim, or correct the id",
+                )
     if named and not any(kind in ("reproduces", "refutes") for marks in arms.values() for kind, _ in marks):
-        yield Finding("arm-missing", str(script), "", "no arm reproduces or refutes the error", "a fix proves nothing without it")
+        yield Finding(
+            "arm-missing", str(script), "", "no arm reproduces or refutes the error", "a fix proves nothing without it"
+        )
 
 
 def _arms(source: str) -> dict[str, set[tuple[str, str | None]]]:
-    """Test function -> its markers, as (`workaround`, id), (`dead_end`, id), (`reproduces`, None), (`refutes`, None)."""
+    """Test function -> its markers, for example (`workaround`, id) or (`reproduces`, None)."""
     arms: dict[str, set[tuple[str, str | None]]] = {}
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):

@@ -27,7 +27,13 @@ def links(catalog: Catalog) -> Iterator[Finding]:
         ]
         for field, target in named:
             if target not in known:
-                yield Finding("link-missing", str(loaded.folder / "entry.json"), field, f"there is no entry `{target}`", "write it first, or leave the link out")
+                yield Finding(
+                    "link-missing",
+                    str(loaded.folder / "entry.json"),
+                    field,
+                    f"there is no entry `{target}`",
+                    "write it first, or leave the link out",
+                )
 
 
 def pastes(catalog: Catalog, chosen: Sequence[LoadedEntry], clean: Iterable[Path]) -> Iterator[Finding]:
@@ -38,18 +44,38 @@ def pastes(catalog: Catalog, chosen: Sequence[LoadedEntry], clean: Iterable[Path
             yield from _sample(base, loaded.entry.id, path)
         for path in loaded.near_misses:
             if loaded.entry.id in (ids := _winners(base, path)):
-                yield Finding("near-miss-matched", str(path), "", f"is matched by {loaded.entry.id}, among {ids}", "make the pattern more specific")
+                yield Finding(
+                    "near-miss-matched",
+                    str(path),
+                    "",
+                    f"is matched by {loaded.entry.id}, among {ids}",
+                    "make the pattern more specific",
+                )
     for path in clean:
         if ids := _winners(base, path):
-            yield Finding("clean-matched", str(path), "", f"is matched by {', '.join(ids)}", "make the pattern more specific")
+            yield Finding(
+                "clean-matched", str(path), "", f"is matched by {', '.join(ids)}", "make the pattern more specific"
+            )
 
 
 def _sample(base: KnowledgeBase, entry_id: str, path: Path) -> Iterator[Finding]:
     ids = _winners(base, path)
     if not ids:
-        yield Finding("sample-unmatched", str(path), "", f"{entry_id} does not match it", "see `kb match FILE`; widen the pattern or add a variant")
+        yield Finding(
+            "sample-unmatched",
+            str(path),
+            "",
+            f"{entry_id} does not match it",
+            "see `kb match FILE`; widen the pattern or add a variant",
+        )
     elif ids[0] != entry_id:
-        yield Finding("sample-lost", str(path), "", f"is won by {ids[0]}, not by {entry_id}", "give the more specific entry `frames` or `supersedes`")
+        yield Finding(
+            "sample-lost",
+            str(path),
+            "",
+            f"is won by {ids[0]}, not by {entry_id}",
+            "give the more specific entry `frames` or `supersedes`",
+        )
 
 
 def _winners(base: KnowledgeBase, path: Path) -> list[str]:

@@ -31,12 +31,12 @@ def _pattern(body: str, description: str, *, min_length: int = 1) -> tuple[Strin
 
 _SLUG = "[a-z0-9]+(?:-[a-z0-9]+)*"
 
-EntryId = Annotated[str, *_pattern(f"{_SLUG}/{_SLUG}", "Entry id, `domain/slug`, equal to its folder below `entries/`.")]
+EntryId = Annotated[
+    str, *_pattern(f"{_SLUG}/{_SLUG}", "Entry id, `domain/slug`, equal to its folder below `entries/`.")
+]
 Slug = Annotated[str, *_pattern(_SLUG, "Lower-case words joined by hyphens.")]
 Name = Annotated[str, *_pattern("[a-z0-9]+(?:[_-][a-z0-9]+)*", "Lower-case words joined by hyphens or underscores.")]
-Date = Annotated[
-    str, *_pattern("[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])", "Calendar date, YYYY-MM-DD.")
-]
+Date = Annotated[str, *_pattern("[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])", "Calendar date, YYYY-MM-DD.")]
 Timestamp = Annotated[
     str,
     *_pattern(
@@ -44,12 +44,10 @@ Timestamp = Annotated[
         "Moment with its offset, ISO 8601.",
     ),
 ]
-Url = Annotated[str, *_pattern("https?://[^ \\t\\r\\n<>\"]+", "Absolute http or https address.")]
+Url = Annotated[str, *_pattern('https?://[^ \\t\\r\\n<>"]+', "Absolute http or https address.")]
 Sha256 = Annotated[str, *_pattern("[0-9a-f]{64}", "SHA-256, 64 lower-case hex digits.")]
 ArmReference = Annotated[
     str, *_pattern("verify\\.py::test_[A-Za-z0-9_]+", "A test function of the entry's own `verify.py`.")
 ]
 Text = Annotated[str, *_pattern("[\\s\\S]*[^ \\t\\r\\n][\\s\\S]*", "Text with at least one visible character.")]
-Line = Annotated[
-    str, *_pattern("[^\\r\\n]*[^ \\t\\r\\n][^\\r\\n]*", "One line with at least one visible character.")
-]
+Line = Annotated[str, *_pattern("[^\\r\\n]*[^ \\t\\r\\n][^\\r\\n]*", "One line with at least one visible character.")]

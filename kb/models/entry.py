@@ -12,9 +12,7 @@ from pydantic import Field, JsonValue
 from kb.models.base import ArmReference, Date, EntryId, Line, Name, Slug, Strict, Text, Url
 
 CauseType = Literal["generic", "user_code", "library_bug", "api_change", "configuration", "environment", "hardware"]
-Recoverability = Literal[
-    "in_process", "restart_process", "reset_gpu", "reboot", "replace_hardware", "unknown"
-]
+Recoverability = Literal["in_process", "restart_process", "reset_gpu", "reboot", "replace_hardware", "unknown"]
 
 
 class Source(Strict):

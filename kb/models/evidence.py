@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
 from kb.models.base import EntryId, Line, Sha256, Slug, Strict, Timestamp
 
@@ -86,7 +86,7 @@ class Trial(Strict):
     peak_bytes: int | None = None
     reference_error: float | None = None
     """Largest relative difference from the higher-precision reference."""
-    measurements: dict[str, JsonValue] = {}
+    measurements: dict[str, JsonValue] = Field(default_factory=dict)
     """Whatever else the arm measured, by name."""
 
 

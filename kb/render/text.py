@@ -153,7 +153,9 @@ def record(entry: Mapping[str, Any], *, width: int, color: bool, locale: str = "
     page.field(label["seen"], (entry.get("signature_zh") if locale == "zh" else None) or entry["signature"], "yellow")
     page.field("", entry["tier_reason"], "dim")
     if entry.get("withdrawn"):
-        page.field("", f"withdrawn: {entry['withdrawn']}" + (f" → {entry['moved_to']}" if entry.get("moved_to") else ""), "red")
+        page.field(
+            "", f"withdrawn: {entry['withdrawn']}" + (f" → {entry['moved_to']}" if entry.get("moved_to") else ""), "red"
+        )
     page.blank()
     page.field(label["why"], entry["root_cause"])
     for number, cause in enumerate(entry.get("causes") or ()):
@@ -165,7 +167,11 @@ def record(entry: Mapping[str, Any], *, width: int, color: bool, locale: str = "
         page.field(label["fixes"] if number == 0 else "", f"{STATES[fix.state][0]} {fix.action}", "bold")
         _how(page, fix.how)
         page.field("", fix.why, STATES[fix.state][1], indent=2)
-        for text in (fix.trade_off and f"but: {fix.trade_off}", fix.condition and f"when: {fix.condition}", fix.verification):
+        for text in (
+            fix.trade_off and f"but: {fix.trade_off}",
+            fix.condition and f"when: {fix.condition}",
+            fix.verification,
+        ):
             if text:
                 page.field("", text, "dim", indent=2)
     page.blank()

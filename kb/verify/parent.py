@@ -210,7 +210,7 @@ def _signal(pid: int, number: int) -> None:
 
 def _size(path: str) -> int:
     try:
-        return os.stat(path).st_size
+        return Path(path).stat().st_size
     except OSError:
         return 0
 

@@ -87,7 +87,7 @@ def run(
     evidence: Path | Callable[[ScriptRun], Path] | None = None,
     contributed_by: str | None = None,
     python: str = sys.executable,
-    on_trial: Callable[[Progress], None] = lambda progress: None,
+    on_trial: Callable[[Progress], None] | None = None,
     grace: float = GRACE,
 ) -> Report:
     """Run the `verify.py` of each entry folder.
@@ -131,7 +131,7 @@ class _Session:
     """The arms of one run, in the order their controls allow."""
 
     def __init__(
-        self, workshop: Workshop, runs: list[ScriptRun], jobs: int, on_trial: Callable[[Progress], None]
+        self, workshop: Workshop, runs: list[ScriptRun], jobs: int, on_trial: Callable[[Progress], None] | None
     ) -> None:
         self.interrupted = False
         self._workshop = workshop
@@ -181,7 +181,8 @@ class _Session:
         one.trials.append(trial)
         one.seconds += trial["seconds"]
         self._done += 1
-        self._on_trial(Progress(node, trial, _against(trial, node.control_arm), self._done, self._total))
+        if self._on_trial:
+            self._on_trial(Progress(node, trial, _against(trial, node.control_arm), self._done, self._total))
 
 
 def trial_of(node: Node, ending: Ending, claim: Claim) -> Trial:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 pytestmark = pytest.mark.requires(torch=">=2.4")
 
@@ -110,6 +111,18 @@ class Experts(nn.Module):
         return self.multiply(x, self.weight)
 
 
+class Stem(nn.Module):
+    """A small convolution without bias."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(TOKENS, TOKENS, 3, dtype=case.dtype) / TOKENS)
+        self.multiply = F.conv1d
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.multiply(x, self.weight)
+
+
 def with_einsum(case: Case) -> nn.Module:
     return Attention(case, by_einsum)
 
@@ -129,10 +142,13 @@ CASES = {
     "adapter-float32-bfloat16": Case("adapter-in-float32", Attention, BFLOAT),
     "experts-float32-float16": Case("default-dtype-input", Experts, HALF, inputs=FLOAT),
     "experts-float16-bfloat16": Case("default-dtype-input", Experts, BFLOAT, inputs=HALF),
+    "convolution-float32-bfloat16": Case("norm-or-convolution-weight", Stem, BFLOAT, inputs=FLOAT),
 }
+# CUDA has words of its own for a convolution.
+ONLY_ON_CPU = {"convolution-float32-bfloat16": [pytest.mark.requires(device="cpu")]}
 
 
-@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+@pytest.fixture(params=[pytest.param(case, id=name, marks=ONLY_ON_CPU.get(name, [])) for name, case in CASES.items()])
 def config(request) -> Case:
     return request.param
 
@@ -204,7 +220,7 @@ def test_allocate_cache_in_model_dtype(config, device, measure):
 
 @pytest.mark.workaround("one-dtype-for-weights-and-inputs")
 def test_one_dtype_for_weights_and_inputs(config, device, measure):
-    only(config, "adapter-in-float32", "default-dtype-input")
+    only(config, "adapter-in-float32", "default-dtype-input", "norm-or-convolution-weight")
     model, x = make(config, device)
     expected = exact(model, x)
     model, x = model.to(config.dtype), x.to(config.dtype)

@@ -100,7 +100,9 @@ def only_for(config, *causes):
         "made-in-forward",
         "plain-attribute",
         "split-model",
-        pytest.param("batch-left-behind", marks=pytest.mark.requires(device="cuda")),  # a meta tensor has no data to move
+        pytest.param(
+            "batch-left-behind", marks=pytest.mark.requires(device="cuda")
+        ),  # a meta tensor has no data to move
     ]
 )
 def config(request):

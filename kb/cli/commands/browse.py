@@ -9,8 +9,8 @@ from kb.cli import terminal
 from kb.errors import UsageError
 from kb.index import Hit
 from kb.knowledge import KnowledgeBase
-from kb.opening import open_base
 from kb.localize import LOCALES, localized
+from kb.opening import open_base
 from kb.render import structured
 from kb.render.page import cells, safe
 from kb.render.words import TIERS
@@ -44,7 +44,9 @@ def show(entry_id: str, *, format: str, locale: str, reported: bool, entries: Se
     else:
         from kb.render import text
 
-        terminal.write(text.record(localized(record, locale), width=terminal.width(), color=terminal.color(), locale=locale))
+        terminal.write(
+            text.record(localized(record, locale), width=terminal.width(), color=terminal.color(), locale=locale)
+        )
 
 
 def search(words: str, *, domain: str | None, limit: int, format: str, entries: Sequence[Path]) -> int:
@@ -65,7 +67,9 @@ def listing(*, domain: str | None, tier: str | None, tag: str | None, format: st
 
 def _print(hits: Sequence[Hit], as_json: bool) -> None:
     if as_json:
-        terminal.write(structured.dumps([{"id": h.entry_id, "verification_tier": h.tier, "signature": h.signature} for h in hits]))
+        terminal.write(
+            structured.dumps([{"id": h.entry_id, "verification_tier": h.tier, "signature": h.signature} for h in hits])
+        )
         return
     left = max((cells(hit.entry_id) for hit in hits), default=0)
     room = max(20, terminal.width() - left - 6)

@@ -32,4 +32,7 @@ def evaluate(path: Path, *, as_json: bool, entries: Sequence[Path]) -> None:
     for title, table in (("noise", report.by_noise), ("entry", report.by_entry)):
         terminal.write(f"\nby {title}\n" + "".join(f"  {name:<50} {value}\n" for name, value in table.items()))
     if report.missed:
-        terminal.write("\nnot right\n" + "".join(f"  {a:<10} {b or '(none)':<45} got {c or '(none)'}\n" for a, b, c in report.missed))
+        terminal.write(
+            "\nnot right\n"
+            + "".join(f"  {a:<10} {b or '(none)':<45} got {c or '(none)'}\n" for a, b, c in report.missed)
+        )

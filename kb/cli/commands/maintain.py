@@ -20,7 +20,9 @@ def index(*, path_only: bool, entries: Sequence[Path]) -> None:
     base = open_base(entries, rebuild=not path_only)
     terminal.warn(base.warnings)
     if base.file is None:
-        raise UsageError("the index is kept in memory only", "make the cache folder writable, or set KB_CACHE to one that is")
+        raise UsageError(
+            "the index is kept in memory only", "make the cache folder writable, or set KB_CACHE to one that is"
+        )
     if path_only:
         terminal.write(f"{base.file}\n")
     else:
@@ -49,7 +51,10 @@ def schema(name: str | None, *, write: Path | None) -> None:
     elif f"{name}.schema.json" in texts:
         terminal.write(texts[f"{name}.schema.json"])
     else:
-        raise UsageError(f"no schema is called `{safe(name)}`", "one of " + ", ".join(file.removesuffix(".schema.json") for file in texts))
+        raise UsageError(
+            f"no schema is called `{safe(name)}`",
+            "one of " + ", ".join(file.removesuffix(".schema.json") for file in texts),
+        )
 
 
 def check(ids: Sequence[str], *, root: Path | None, clean: Path | None, format: str) -> int:
@@ -62,7 +67,9 @@ def check(ids: Sequence[str], *, root: Path | None, clean: Path | None, format: 
     folder = (root or packaged_root()).resolve()
     catalog = load([folder])
     only = [_as_id(item, folder) for item in ids]
-    if missing := [item for item in only if item not in catalog.entries and not any(item in p.file for p in catalog.problems)]:
+    if missing := [
+        item for item in only if item not in catalog.entries and not any(item in p.file for p in catalog.problems)
+    ]:
         raise UsageError(f"no such entry: {', '.join(map(safe, missing))}", f"ids below {folder}")
     pastes = sorted(clean.glob("*.txt")) if clean else []
     findings = run_checks(catalog, clean=pastes, only=only)
