@@ -1,22 +1,26 @@
 """Make an index out of entry folders: read, publish, write, open.
 
-Evidence is judged by the matcher itself: a reproduction counts only if what it raised ranks its entry first. So the
-entries are published twice where there is evidence, the second time with a matcher made of the first.
+Evidence is judged by the matcher itself: a reproduction counts only if what it raised ranks its entry first. So a
+matcher over the bare entries comes first, and the entries are published with what it says of their evidence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+from kb import rates
 from kb.catalog import Catalog, load
 from kb.errors import EntryError, IndexUnavailableError
+from kb.evidence import LoadedEvidence
 from kb.index import Index
 from kb.index_build import build, build_memory, locked
 from kb.knowledge import KnowledgeBase
 from kb.layers import Layer
 from kb.models.evidence import Trial
-from kb.publish import Publication, publish_all
+from kb.models.published import Rate
+from kb.publish import Publication, publish, publish_all
 
 
 def built(layers: Sequence[Layer], path: Path, stamp: str, *, rebuild: bool = False) -> tuple[Index, str]:
@@ -42,21 +46,37 @@ def in_memory(catalog: Catalog) -> KnowledgeBase:
     return KnowledgeBase(build_memory(*published(catalog)))
 
 
-def published(catalog: Catalog) -> tuple[tuple[Publication, ...], tuple[EntryError, ...]]:
-    """Every entry with what its evidence shows today."""
-    publications, problems = publish_all(catalog)
-    if not any(publication.evidence for publication in publications):
-        return publications, problems
-    base = KnowledgeBase(build_memory(publications, problems))
+class Judge:
+    """Reads evidence with today's matcher: which entry does what was really raised belong to?"""
 
-    def first(text: str | None) -> str | None:
-        matches = base.match(text).matches if text else ()
+    def __init__(self, base: KnowledgeBase) -> None:
+        self._base = base
+
+    def first(self, text: str | None) -> str | None:
+        """Id of the entry ranked first for a text, None if it is unknown."""
+        matches = self._base.match(text).matches if text else ()
         return matches[0].entry_id if matches else None
 
-    def wins(entry_id: str, text: str) -> bool:
-        return first(text) == entry_id
+    def wins(self, entry_id: str, traceback: str) -> bool:
+        """Whether a captured traceback ranks this entry first."""
+        return self.first(traceback) == entry_id
 
-    def names(trial: Trial) -> str | None:
-        return first(trial.traceback or f"{trial.exception}: {trial.message}")
+    def names(self, trial: Trial) -> str | None:
+        """The entry of what a trial raised."""
+        return self.first(trial.traceback or f"{trial.exception}: {trial.message}")
 
-    return publish_all(catalog, wins=wins, names=names)
+    def by_environment(self, entry_id: str, files: Sequence[LoadedEvidence]) -> list[tuple[str, str | None, Rate]]:
+        """Rates of one entry, environment by environment."""
+        return rates.by_environment(files, partial(self.wins, entry_id))
+
+
+def judge(catalog: Catalog) -> Judge:
+    """A judge over the patterns of this catalogue, its evidence left aside."""
+    publications = [Publication(publish(loaded)) for loaded in catalog.entries.values()]
+    return Judge(KnowledgeBase(build_memory(publications)))
+
+
+def published(catalog: Catalog) -> tuple[tuple[Publication, ...], tuple[EntryError, ...]]:
+    """Every entry with what its evidence shows today."""
+    judging = judge(catalog)
+    return publish_all(catalog, wins=judging.wins, names=judging.names)

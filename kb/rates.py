@@ -106,6 +106,19 @@ def observations(files: Iterable[LoadedEvidence], wins: Wins | None = None) -> l
     return found
 
 
+def by_environment(files: Iterable[LoadedEvidence], wins: Wins | None = None) -> list[tuple[str, str | None, Rate]]:
+    """Arm, claim and rate for each environment apart; reproduction first, claims by id."""
+    groups: dict[tuple[int, str, str, str], list[Observation]] = {}
+    places = {"reproduce": 0, "refute": 0, "workaround": 1, "dead_end": 2}
+    for one in observations(files, wins):
+        key = (places[one.trial.arm], one.trial.arm, one.trial.id or "", one.environment)
+        groups.setdefault(key, []).append(one)
+    return [
+        (arm, claim or None, _rate(seen, seen[0].device, any_holds=arm == "refute"))
+        for (_, arm, claim, _), seen in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
 def headline(rates: ByDevice) -> Rate | None:
     """CUDA if there is any, else CPU."""
     return rates.get("cuda") or rates.get("cpu")

@@ -11,7 +11,7 @@ import typer
 from kb import __version__
 from kb.cli import match as match_command
 from kb.cli import terminal
-from kb.cli.commands import browse, corpus, maintain
+from kb.cli.commands import browse, corpus, maintain, proof
 
 app = typer.Typer(
     name="kb",
@@ -160,3 +160,13 @@ def evaluate(
 ) -> None:
     """Score the matcher on a labelled corpus."""
     corpus.evaluate(path, as_json=json, entries=entries or [])
+
+
+@app.command()
+def rates(
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Entry ids.")],
+    format: Format = "text",
+    entries: Entries = None,
+) -> None:
+    """Show what was measured of entries: k of n with its interval and cost, environment by environment."""
+    sys.exit(proof.rates(ids, format=format, entries=entries or []))

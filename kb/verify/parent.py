@@ -1,241 +1,115 @@
-"""The process that arms are forked from: it imports the heavy libraries once, touches no GPU, and watches its children.
+"""The processes that arms are forked from.
 
-Run as `python -m kb.verify.parent MODULE...`. Jobs come in on standard input, one JSON object a line; endings go out on
-standard output. When standard input closes, every child is killed and the process ends. POSIX only; the memory limit
-needs Linux.
-
-Memory is watched by asking the kernel what a child and its descendants hold. An address-space limit (RLIMIT_AS) would
-be simpler, and would stop CUDA itself from starting: it reserves far more addresses than memory.
+`python -m kb.verify.parent MODULE...` imports the heavy libraries once and touches no GPU. For each script it forks a
+server, which collects the script and thereby imports what that one needs; the server forks a child for every arm.
+Orders come in on standard input, one JSON object a line, and are passed on to servers; answers of all of them go out on
+standard output. When standard input closes, everything is killed. POSIX only; the memory limit needs Linux.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import faulthandler
+import gc
 import importlib
 import json
 import os
-import select
 import signal
 import sys
 import tempfile
-import time
-import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any
 
-POLL = 0.03
-"""Seconds between two looks at the children."""
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_LINUX = sys.platform == "linux"
+import pytest
+
+from kb.verify import processes
+from kb.verify.supervisor import Supervisor, tell
 
 
-@dataclass
-class Child:
-    """A running job."""
+class Parent(Supervisor):
+    """Forks a server for each script that is opened."""
 
-    id: int
-    pid: int
-    job: dict[str, Any]
-    started: float
-    deadline: float
-    begun: bool = False
-    killed: str | None = None
-    peak: int = 0
+    def __init__(self, orders: int, answers: int) -> None:
+        super().__init__(orders, answers)
+        self._servers: dict[int, int] = {}
 
+    def obey(self, order: dict[str, Any]) -> None:
+        if "to" in order:
+            self._pass_on(order)
+            return
+        reading, writing = os.pipe()
+        self._servers[order["id"]] = writing
+        others = [self.orders, *self._servers.values()]
+        self.start(order, lambda: serve(order, reading, self.answers, others))
+        os.close(reading)
 
-class Parent:
-    """Starts jobs, kills those that take too long or too much, and reports how each ended."""
+    def ended(self, job: dict[str, Any]) -> None:
+        os.close(self._servers.pop(job["id"]))
 
-    def __init__(self, jobs: int, answers: TextIO) -> None:
-        self._jobs = jobs
-        self._answers = answers
-        self._children: dict[int, Child] = {}
-        self._pending = b""
-
-    def serve(self) -> None:
-        """Work until the job stream closes."""
-        open_stream = True
-        while open_stream:
-            ready, _, _ = select.select([self._jobs], [], [], POLL if self._children else None)
-            if ready:
-                open_stream = self._receive()
-            self._watch()
-            self._reap()
-        for child in list(self._children.values()):
-            self._kill(child)
-
-    def tell(self, **answer: Any) -> None:
-        """Send one answer."""
-        self._answers.write(json.dumps(answer) + "\n")
-        self._answers.flush()
-
-    def _receive(self) -> bool:
-        data = os.read(self._jobs, 1 << 16)
-        *lines, self._pending = (self._pending + data).split(b"\n")
-        for line in lines:
-            self._start(json.loads(line))
-        return bool(data)
-
-    def _start(self, job: dict[str, Any]) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        now = time.monotonic()
-        pid = os.fork()
-        if pid == 0:
-            become(job)
-        self._children[pid] = Child(job["id"], pid, job, now, now + job["startup"])
-
-    def _watch(self) -> None:
-        now = time.monotonic()
-        for child in self._children.values():
-            job = child.job
-            if not child.begun and job["progress"] and _size(job["progress"]):
-                child.begun = True
-                child.deadline = now + job["limit"]
-            child.peak = max(child.peak, held_bytes(child.pid))
-            if job["memory"] and child.peak > job["memory"]:
-                child.killed = "memory"
-            elif now > child.deadline:
-                child.killed = "limit" if child.begun else "startup"
-            if child.killed:
-                self._kill(child)
-
-    def _reap(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            child = self._children.pop(pid, None)
-            if child is not None:
-                self._kill_leftovers(child)
-                self.tell(
-                    id=child.id,
-                    status=os.waitstatus_to_exitcode(status),
-                    killed=child.killed,
-                    peak=child.peak,
-                    seconds=time.monotonic() - child.started,
-                )
-
-    def _kill(self, child: Child) -> None:
-        for pid in _tree(child.pid):
-            _signal(pid, signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, signal.SIGKILL)
-
-    def _kill_leftovers(self, ended: Child) -> None:
-        """End what a job started and left behind; such orphans become children of this process."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(ended.pid, signal.SIGKILL)
-        for pid in _children_of(os.getpid()):
-            if pid not in self._children and (not self._children or _belongs(pid, ended)):
-                for part in _tree(pid):
-                    _signal(part, signal.SIGKILL)
+    def _pass_on(self, order: dict[str, Any]) -> None:
+        pipe = self._servers.get(order["to"])
+        if pipe is not None:
+            with contextlib.suppress(BrokenPipeError):
+                processes.write_all(pipe, json.dumps(order["order"]).encode() + b"\n")
 
 
-def become(job: dict[str, Any]) -> NoReturn:
-    """Turn this freshly forked process into the job's pytest. Never returns."""
-    code = 70
-    try:
-        os.setsid()
-        _die_with_parent()
-        _be_first_out_of_memory()
-        _redirect(job["log"])
-        os.chdir(job["cwd"])
-        os.environ.update(job["env"])
-        tempfile.tempdir = None
-        if job["fresh"]:
-            os.execve(sys.executable, [sys.executable, "-m", "pytest", *job["arguments"]], dict(os.environ))
-        import pytest
+class Server(Supervisor):
+    """A pytest plugin that waits for orders instead of running what was collected, and forks a child for each."""
 
-        code = int(pytest.main(job["arguments"]))
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        # Interpreter shutdown could hang or crash on what the arm broke; there is nothing left to do for it.
-        os._exit(code)
+    def __init__(self, order: dict[str, Any], orders: int, answers: int) -> None:
+        super().__init__(orders, answers)
+        self._order = order
+        self._items: dict[str, Any] = {}
+        self._touched = False
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Instead of running everything: wait for orders."""
+        self._items = {item.nodeid.partition("::")[2]: item for item in session.items}
+        self._touched = processes.touched_cuda()
+        # What exists now is shared with the children as long as nobody writes to it, the garbage collector included.
+        gc.collect()
+        gc.freeze()
+        if self._items:
+            tell(self.answers, opened=self._order["id"])
+            self.serve()
+        return True
 
-def held_bytes(pid: int) -> int:
-    """Memory that a process and its descendants hold for themselves; 0 where the kernel does not say."""
-    return sum(_anonymous_bytes(part) for part in _tree(pid)) if _LINUX else 0
+    def obey(self, order: dict[str, Any]) -> None:
+        # A GPU that was already spoken to cannot be spoken to from a fork.
+        fresh = order["fresh"] or self._touched
+        self.start(order, lambda: self._become(order, fresh))
 
-
-def _anonymous_bytes(pid: int) -> int:
-    # File pages are shared with every other child; counting them would punish importing torch.
-    total = 0
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith(("RssAnon:", "RssShmem:")):
-                total += int(line.split()[1]) * 1024
-    return total
-
-
-def _tree(pid: int) -> list[int]:
-    """A process and its descendants."""
-    found = [pid]
-    for part in found:
-        found.extend(child for child in _children_of(part) if child not in found)
-    return found
+    def _become(self, order: dict[str, Any], fresh: bool) -> None:
+        os.close(self.orders)
+        os.close(self.answers)
+        _move_in(order)
+        if fresh:
+            *options, script = self._order["arguments"]
+            arguments = [*options, f"--kb-trials={order['progress']}", f"{script}::{order['name']}"]
+            os.execv(sys.executable, [sys.executable, "-m", "pytest", *arguments])
+        item = self._items[order["name"]]
+        item.config.option.kb_trials = order["progress"]
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
 
 
-def _children_of(pid: int) -> list[int]:
-    children: list[int] = []
-    if _LINUX:
-        with contextlib.suppress(OSError):
-            for task in Path(f"/proc/{pid}/task").iterdir():
-                children.extend(map(int, (task / "children").read_text().split()))
-    return children
+def serve(order: dict[str, Any], orders: int, answers: int, others: list[int]) -> None:
+    """Be the server of one script."""
+    for other in others:
+        os.close(other)
+    processes.adopt_orphans()
+    _move_in(order)
+    with _without_touching_cuda():
+        pytest.main(order["arguments"], plugins=[Server(order, orders, answers)])
 
 
-def _belongs(pid: int, child: Child) -> bool:
-    token = f"KB_NODE={child.job['env'].get('KB_NODE')}".encode()
-    with contextlib.suppress(OSError):
-        return os.getsid(pid) == child.pid or token in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    return False
-
-
-def _signal(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, number)
-
-
-def _size(path: str) -> int:
-    try:
-        return Path(path).stat().st_size
-    except OSError:
-        return 0
-
-
-def _redirect(log: str) -> None:
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    for source, target in ((nothing, 0), (sink, 1), (sink, 2)):
-        os.dup2(source, target)
-    os.closerange(3, 256)
-
-
-def _die_with_parent() -> None:
-    if _LINUX:
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _be_first_out_of_memory() -> None:
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
-
-
-def _prctl(option: int, value: int) -> None:
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+def _move_in(order: dict[str, Any]) -> None:
+    """Make the folders, the environment and the output of an order this process's own."""
+    processes.redirect(order["log"])
+    os.chdir(order["cwd"])
+    os.environ.update(order["env"])
+    tempfile.tempdir = None
+    faulthandler.enable(2)
 
 
 @contextlib.contextmanager
@@ -265,17 +139,15 @@ def preload(names: list[str]) -> list[str]:
 
 def main(names: list[str]) -> None:
     """Preload, say so, serve."""
-    jobs = os.dup(0)
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    orders, answers = os.dup(0), os.dup(1)
     # Whatever a library prints must not end up between the answers.
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if _LINUX:
-        _die_with_parent()
-        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    parent = Parent(jobs, answers)
-    parent.tell(ready=preload(["pytest", "kb.verify.plugin", "kb.verify.collection", "kb.verify.running", *names]))
-    parent.serve()
+    processes.die_with_parent()
+    processes.adopt_orphans()
+    tell(answers, ready=preload(["kb.verify.collection", "kb.verify.running", "kb.verify.report", *names]))
+    gc.freeze()
+    Parent(orders, answers).serve()
 
 
 if __name__ == "__main__":

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kb.errors import UsageError
-from kb.verify import claims, needs, nodes, record
+from kb.verify import claims, needs, processes, record, workshop
 from kb.verify.capture import cap, clean
-from kb.verify.claims import Claim
-from kb.verify.nodes import Ending, Node, Problem, Workshop
 from kb.verify.record import Trial
+from kb.verify.workshop import Closed, Ending, Node, Opened, Problem, Workshop
 
+PRELOADED = ("torch", "transformers")
+"""Modules that take seconds to import, which the parent does once if a script's header names them."""
 GRACE = 5.0
 """Seconds between the end of an arm's time and the end of its process, in which the plugin may still say so itself."""
 
@@ -30,7 +33,10 @@ class Progress:
     against: str | None
     """Why the trial contradicts the entry, None if it does not."""
     done: int
-    total: int
+    known: int
+    """Arms of the scripts that were collected so far."""
+    scripts_left: int
+    """Scripts that were not."""
 
 
 @dataclass
@@ -39,7 +45,7 @@ class ScriptRun:
 
     entry: str
     script: Path
-    nodes: list[Node]
+    nodes: list[Node] = field(default_factory=list)
     started_at: str = ""
     seconds: float = 0.0
     trials: list[Trial] = field(default_factory=list)
@@ -100,96 +106,163 @@ def run(
 
     Raises UsageError if an entry has no script, the system cannot fork, or `cases` selects nothing.
     """
-    scripts = [_script(Path(entry)) for entry in entries]
-    if not nodes.supported():
+    runs = [ScriptRun("/".join(script.parts[-3:-1]), script) for script in map(_script, entries)]
+    if not processes.can_fork():
         raise UsageError("arms need processes that can be forked", "run the scripts with pytest, or use Linux or macOS")
-    started = time.monotonic()
-    workshop = Workshop(
-        python=python,
-        preload=_preload(scripts),
-        options=_options(device, timeout),
-        memory_limit=memory_limit or nodes.default_memory_limit(),
-        grace=grace,
-    )
-    command = record.command_line(["kb", "verify", *_shown(scripts, device, cases)])
-    with workshop:
-        runs = _runs(*nodes.collect(workshop, scripts), cases)
-        session = _Session(workshop, runs, jobs, on_trial)
-        try:
-            session.work()
-        except KeyboardInterrupt:
-            session.interrupted = True
-    for one in runs:
-        one.trials.sort(key=lambda trial: _place(one, trial))
+    command = record.command_line(["kb", "verify", *_shown(runs, device, cases)])
+
+    def finish(one: ScriptRun) -> None:
         if evidence is not None and one.trials:
             folder = evidence if isinstance(evidence, Path) else evidence(one)
             one.evidence = record.write(_document(one, command, contributed_by), folder)
-    return Report(runs, time.monotonic() - started, session.interrupted)
+
+    started = time.monotonic()
+    place = Workshop(
+        python=python,
+        preload=_preload(runs),
+        options=_options(device, timeout),
+        memory_limit=memory_limit or processes.default_memory_limit(),
+        grace=grace,
+    )
+    with place:
+        session = _Session(place, runs, jobs, frozenset(cases), on_trial, finish)
+        interrupted = session.work()
+    if cases and not interrupted and not any(one.nodes for one in runs):
+        names = ", ".join(cases)
+        raise UsageError(f"no arm is called {names}", "name a workaround, a dead end, a test or a configuration")
+    return Report([one for one in runs if one.nodes or one.problem], time.monotonic() - started, interrupted)
 
 
 class _Session:
-    """The arms of one run, in the order their controls allow."""
+    """The scripts of one run, and their arms in the order their controls allow."""
 
     def __init__(
-        self, workshop: Workshop, runs: list[ScriptRun], jobs: int, on_trial: Callable[[Progress], None] | None
+        self,
+        place: Workshop,
+        runs: list[ScriptRun],
+        jobs: int,
+        cases: frozenset[str],
+        on_trial: Callable[[Progress], None] | None,
+        finish: Callable[[ScriptRun], None],
     ) -> None:
-        self.interrupted = False
-        self._workshop = workshop
+        self._workshop = place
         self._jobs = max(1, jobs)
+        self._cases = cases
         self._on_trial = on_trial
-        self._waiting = [(one, node) for one in runs for node in one.nodes]
-        self._total = len(self._waiting)
-        self._done = 0
-        self._running: dict[int, tuple[ScriptRun, Node]] = {}
-        self._claims = {one.script: claims.read_claim(one.script.with_name("entry.json")) for one in runs if one.nodes}
+        self._finish = finish
+        self._unopened = deque(runs)
+        self._open: dict[int, ScriptRun] = {}
+        self._waiting: dict[int, list[Node]] = {}
+        self._running: dict[int, tuple[int, Node]] = {}
+        self._started: dict[Path, float] = {}
+        self._known = self._done = 0
 
-    def work(self) -> None:
-        """Run everything."""
-        while self._waiting or self._running:
-            self._fill()
-            if self._running:
-                ending = self._workshop.wait()
-                one, node = self._running.pop(ending.id)
-                self._keep(one, node, trial_of(node, ending, self._claims[node.script]))
+    def work(self) -> bool:
+        """Run everything; whether a ctrl-C ended it early."""
+        try:
+            while self._unopened or self._open:
+                self._open_more()
+                event = self._workshop.wait()
+                if isinstance(event, Opened):
+                    self._opened(event)
+                elif isinstance(event, Closed):
+                    self._closed(event)
+                else:
+                    self._ended(event)
+                self._fill()
+        except KeyboardInterrupt:
+            for one in self._open.values():
+                self._complete(one)
+            return True
+        return False
+
+    def _open_more(self) -> None:
+        while self._unopened and len(self._open) < self._jobs:
+            one = self._unopened.popleft()
+            self._started.setdefault(one.script, time.monotonic())
+            one.started_at = one.started_at or record.now()
+            self._open[self._workshop.open(one.script)] = one
+
+    def _opened(self, event: Opened) -> None:
+        one = self._open[event.id]
+        if not one.nodes:
+            one.nodes = _chosen(event.nodes, self._cases)
+            one.entry = event.nodes[0].entry
+            self._known += len(one.nodes)
+        finished = {(trial["test"], trial["config"]) for trial in one.trials}
+        self._waiting[event.id] = [node for node in one.nodes if (node.test, node.config) not in finished]
+
+    def _ended(self, event: Ending) -> None:
+        server, node = self._running.pop(event.id)
+        self._keep(self._open[server], node, trial_of(node, event))
+
+    def _closed(self, event: Closed) -> None:
+        one = self._open.pop(event.id)
+        one.problem = event.problem
+        waiting = self._waiting.pop(event.id, [])
+        lost = [(job, node) for job, (server, node) in self._running.items() if server == event.id]
+        for job, node in lost:
+            del self._running[job]
+            self._keep(one, node, trial_of(node, Ending(job, -signal.SIGKILL, None, 0.0, (), "")))
+        if waiting and lost:
+            # An arm took its server with it; the others have done nothing wrong.
+            self._unopened.appendleft(one)
+            return
+        if waiting:
+            one.problem = Problem("the process that held the script ended by itself")
+        self._complete(one)
+
+    def _complete(self, one: ScriptRun) -> None:
+        one.seconds = time.monotonic() - self._started[one.script]
+        one.trials.sort(key=lambda trial: _position(one, trial))
+        self._finish(one)
 
     def _fill(self) -> None:
-        """Start what may start now."""
-        while len(self._running) < self._jobs:
-            chosen = next((pair for pair in self._waiting if self._may_start(*pair)), None)
-            if chosen is None:
-                return
-            self._waiting.remove(chosen)
-            one, node = chosen
-            one.started_at = one.started_at or record.now()
-            if reason := node.unmet or _control_skipped(one, node):
-                self._keep(one, node, _trial(node, "skipped", 0.0, reason=reason))
-            else:
-                arguments = [f"{node.script}::{node.name}"]
-                job = self._workshop.submit(arguments, limit=node.timeout, fresh=node.fresh)
-                self._running[job] = chosen
+        """Start what may start now, and close servers that have nothing left to do."""
+        for server, waiting in list(self._waiting.items()):
+            for node in list(waiting):
+                self._start_if_possible(server, node)
+            if not waiting and not any(owner == server for owner, _ in self._running.values()):
+                del self._waiting[server]
+                self._workshop.close(server)
 
-    def _may_start(self, one: ScriptRun, node: Node) -> bool:
-        if self._running and (node.measures or any(other.measures for _, other in self._running.values())):
-            return False
-        if _is_control(node):
+    def _start_if_possible(self, server: int, node: Node) -> None:
+        one, waiting = self._open[server], self._waiting[server]
+        if not _is_control(node) and any(_is_control_of(other, node) for other in self._unfinished(server)):
+            return
+        if reason := node.unmet or _control_skipped(one, node):
+            waiting.remove(node)
+            self._keep(one, node, _trial(node, "skipped", 0.0, reason=reason))
+        elif self._has_room_for(node):
+            waiting.remove(node)
+            self._running[self._workshop.submit(server, node)] = server, node
+
+    def _unfinished(self, server: int) -> list[Node]:
+        running = [node for owner, node in self._running.values() if owner == server]
+        return self._waiting[server] + running
+
+    def _has_room_for(self, node: Node) -> bool:
+        """Arms that measure run alone: others would be part of what they measure."""
+        if not self._running:
             return True
-        pending = [other for owner, other in (*self._waiting, *self._running.values()) if owner is one]
-        return not any(_is_control(other) and other.config == node.config for other in pending)
+        alone = node.measures or any(other.measures for _, other in self._running.values())
+        return not alone and len(self._running) < self._jobs
 
     def _keep(self, one: ScriptRun, node: Node, trial: Trial) -> None:
         trial["control"] = None if _is_control(node) else claims.control_outcome(_control_outcomes(one, node))
         one.trials.append(trial)
-        one.seconds += trial["seconds"]
         self._done += 1
         if self._on_trial:
-            self._on_trial(Progress(node, trial, _against(trial, node.control_arm), self._done, self._total))
+            against = _against(trial, node.control_arm)
+            self._on_trial(Progress(node, trial, against, self._done, self._known, len(self._unopened)))
 
 
-def trial_of(node: Node, ending: Ending, claim: Claim) -> Trial:
+def trial_of(node: Node, ending: Ending) -> Trial:
     """The trial the plugin wrote, or what the end of the process says if it wrote none."""
     told: Trial | None = next((line["trial"] for line in ending.lines if "trial" in line), None)
     if told is not None:
         return told
+    claim = claims.read_claim(node.script.with_name("entry.json"))
     outcome, reason = _fate(node, ending)
     trial = _trial(node, outcome, ending.seconds, reason=reason)
     output = clean(ending.output, node.script)
@@ -204,7 +277,7 @@ def _fate(node: Node, ending: Ending) -> tuple[str, str]:
     if ending.killed == "limit":
         return "timed_out", f"no end after {node.timeout:g} s"
     if ending.killed == "startup":
-        return "timed_out", f"the arm did not begin within {nodes.STARTUP:g} s"
+        return "timed_out", f"the arm did not begin within {workshop.STARTUP:g} s"
     if ending.status == -signal.SIGKILL:
         return "crashed", "killed from outside, as the kernel does when memory runs out"
     if ending.status < 0:
@@ -227,6 +300,10 @@ def _trial(node: Node, outcome: str, seconds: float, *, reason: str) -> Trial:
 
 def _is_control(node: Node) -> bool:
     return node.arm in (claims.REPRODUCE, claims.REFUTE)
+
+
+def _is_control_of(node: Node, other: Node) -> bool:
+    return node.arm == other.control_arm and node.config == other.config
 
 
 def _control_trials(one: ScriptRun, node: Node) -> list[Trial]:
@@ -254,50 +331,33 @@ def _script(entry: Path) -> Path:
     return script.resolve()
 
 
-def _preload(scripts: Iterable[Path]) -> list[str]:
+def _preload(runs: Iterable[ScriptRun]) -> list[str]:
     """Heavy modules that some script will import, by the headers."""
     wanted: set[str] = set()
-    for script in scripts:
-        try:
-            wanted |= needs.distributions(needs.header_requirements(script.read_text(encoding="utf-8")), ())
-        except (OSError, ValueError):
-            continue
-    return [name for name in nodes.PRELOADED if name in wanted]
+    for one in runs:
+        with contextlib.suppress(OSError, ValueError):
+            wanted |= needs.distributions(needs.header_requirements(one.script.read_text(encoding="utf-8")), ())
+    return [name for name in PRELOADED if name in wanted]
 
 
 def _options(device: str | None, timeout: float | None) -> list[str]:
     options = ["-p", "kb.verify.plugin", "-p", "no:cacheprovider", "--import-mode=importlib", "--noconftest"]
-    options += ["-c", "../../pytest.ini", "-q", "--no-header", "--capture=no", "--tb=short"]
+    options += ["-q", "--no-header", "--capture=no", "--tb=short", "-p", "no:faulthandler"]
     options += [f"--kb-device={device}"] if device else []
     return options + ([f"--kb-timeout={timeout}"] if timeout else [])
 
 
-def _runs(found: list[Node], problems: list[Problem], cases: Sequence[str]) -> list[ScriptRun]:
-    chosen = _chosen(found, cases)
-    if cases and not chosen:
-        raise UsageError(
-            f"no arm is called {', '.join(cases)}", "name a workaround, a dead end, a test or a configuration"
-        )
-    runs: dict[Path, ScriptRun] = {}
-    for node in chosen:
-        runs.setdefault(node.script, ScriptRun(node.entry, node.script, [])).nodes.append(node)
-    for problem in problems:
-        entry = "/".join(problem.script.parts[-3:-1])
-        runs.setdefault(problem.script, ScriptRun(entry, problem.script, [])).problem = problem
-    return list(runs.values())
-
-
-def _chosen(found: list[Node], cases: Sequence[str]) -> list[Node]:
+def _chosen(found: Sequence[Node], cases: frozenset[str]) -> list[Node]:
     if not cases:
-        return found
-    named = [node for node in found if {node.id, node.test, node.config} & set(cases)]
-    cells = {(node.script, node.config) for node in named}
-    return [node for node in found if node in named or (_is_control(node) and (node.script, node.config) in cells)]
+        return list(found)
+    named = [node for node in found if {node.id, node.test, node.config} & cases]
+    cells = {node.config for node in named}
+    return [node for node in found if node in named or (_is_control(node) and node.config in cells)]
 
 
-def _place(one: ScriptRun, trial: Trial) -> int:
-    key = (trial["test"], trial["config"])
-    return next(place for place, node in enumerate(one.nodes) if (node.test, node.config) == key)
+def _position(one: ScriptRun, trial: Trial) -> int:
+    names = [(node.test, node.config) for node in one.nodes]
+    return names.index((trial["test"], trial["config"]))
 
 
 def _document(one: ScriptRun, command: str, contributed_by: str | None) -> dict[str, object]:
@@ -315,7 +375,7 @@ def _document(one: ScriptRun, command: str, contributed_by: str | None) -> dict[
     )
 
 
-def _shown(scripts: Sequence[Path], device: str | None, cases: Sequence[str]) -> list[str]:
-    shown = ["/".join(script.parts[-3:-1]) for script in scripts]
+def _shown(runs: Sequence[ScriptRun], device: str | None, cases: Sequence[str]) -> list[str]:
+    shown = [one.entry for one in runs] if len(runs) <= 8 else ["--all"]
     options = [*(["--device", device] if device else []), *(part for case in cases for part in ("--case", case))]
-    return [shlex.quote(part) for part in [*(shown if len(shown) <= 8 else [f"({len(shown)} entries)"]), *options]]
+    return [shlex.quote(part) for part in [*shown, *options]]
