@@ -77,6 +77,8 @@ def _complaint(field: str, errors: list[ErrorDetails], fields: list[str]) -> Com
     name = field.rpartition(".")[2]
     if error["type"] == "extra_forbidden":
         return _unknown(field, name, error["input"], fields)
+    if error["type"] == "json_invalid":
+        return Complaint(field, f"is not JSON: {error['ctx']['error']}", "correct it there")
     if error["type"] == "missing":
         return Complaint(field, "is missing", "add it; `kb schema` says what it means")
     wanted = " or ".join(dict.fromkeys(map(_wanted, errors)))

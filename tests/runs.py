@@ -1,4 +1,4 @@
-"""Evidence documents for tests: what a run would have written."""
+"""Evidence and published records for tests: what runs would have written, and what comes of it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kb.catalog import LoadedEntry
 from kb.evidence import LoadedEvidence
+from kb.models.entry import AuthoredEntry
 from kb.models.evidence import Evidence
+from kb.models.published import PublishedDeadEnd, PublishedEntry, PublishedWorkaround
+from kb.publish import publish
+from tests.conftest import entry
 
-SCRIPT = '''
+H100 = "NVIDIA H100 80GB HBM3"
+SOURCES = [{"url": "https://example.org/issues/1", "kind": "report"}]
+SCRIPT = """
 import pytest
 
 @pytest.fixture(params=["a", "b"])
@@ -29,8 +36,13 @@ def test_hit_it(config):
 @pytest.mark.workaround("oil-it")
 def test_oil_it(config):
     assert True
-'''
-TESTS = {"reproduce": "test_reproduces", "refute": "test_refutes", "dead_end": "test_hit_it", "workaround": "test_oil_it"}
+"""
+TESTS = {
+    "reproduce": "test_reproduces",
+    "refute": "test_refutes",
+    "dead_end": "test_hit_it",
+    "workaround": "test_oil_it",
+}
 IDS = {"dead_end": "hit-it", "workaround": "oil-it"}
 
 
@@ -95,3 +107,53 @@ def write(folder: Path, data: dict[str, Any]) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(text)
     return file
+
+
+def fix(claim: str = "oil-it", **changes: Any) -> dict[str, Any]:
+    plain = {"action": "Oil it.", "how": "oil()", "kind": "root_cause", "verification": "verify.py::test_oil_it"}
+    return {"id": claim, **plain, **changes}
+
+
+def dead_end(claim: str = "hit-it", **changes: Any) -> dict[str, Any]:
+    plain = {"action": "Hit it.", "why_fails": "It stays dry.", "verification": "verify.py::test_hit_it"}
+    return {"id": claim, **plain, **changes}
+
+
+def authored(**changes: Any) -> AuthoredEntry:
+    data = entry(**{"workarounds": [fix()], "dead_ends": [dead_end()], **changes})
+    return AuthoredEntry.model_validate_json(json.dumps(data))
+
+
+def published(folder: Path, *files: LoadedEvidence, **changes: Any) -> PublishedEntry:
+    return publish(LoadedEntry(authored(**changes), folder, "packaged"), files)
+
+
+def run(outcome: str = "fixed", *, dead: str = "still_fails", **changes: Any) -> LoadedEvidence:
+    trials = [
+        trial("reproduce"),
+        trial("workaround", outcome=outcome, step_seconds=0.01),
+        trial("dead_end", outcome=dead, reason="a check of the result failed"),
+    ]
+    return loaded(trials, **changes)
+
+
+def refuting_run(outcome: str = "not_reproduced", dead: str = "works", **changes: Any) -> LoadedEvidence:
+    return loaded(
+        [
+            trial("refute", outcome=outcome),
+            trial("refute", outcome="not_reproduced", config="b"),
+            trial("workaround", outcome="works_without_fix", control=outcome),
+            trial("dead_end", outcome=dead, control=outcome, reason="a check of the result failed"),
+        ],
+        **changes,
+    )
+
+
+def one_fix(record: PublishedEntry) -> PublishedWorkaround:
+    (only,) = record.workarounds
+    return only
+
+
+def one_dead_end(record: PublishedEntry) -> PublishedDeadEnd:
+    (only,) = record.dead_ends
+    return only

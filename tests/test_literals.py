@@ -56,10 +56,12 @@ def _empty(random: Random, *_: object) -> Piece:
 
 
 def _repeated(random: Random, ignore_case: bool, depth: int) -> Piece:
+    counts = [("?", 0, 1), ("{0,3}", 0, 3), ("{1,2}", 1, 2), ("{2}", 2, 2)]
+    if depth == 0:
+        # Unbounded repetitions inside each other would keep a backtracking engine busy for ever.
+        counts += [("*", 0, 3), ("+", 1, 3), ("{2,}", 2, 4)]
     pattern, text = _piece(random, ignore_case, depth)
-    count, low, high = random.choice(
-        [("?", 0, 1), ("*", 0, 3), ("+", 1, 3), ("{0,3}", 0, 3), ("{1,2}", 1, 2), ("{2}", 2, 2), ("{2,}", 2, 4)]
-    )
+    count, low, high = random.choice(counts)
     return f"(?:{pattern}){count}{random.choice(['', '?'])}", text * random.randint(low, high)
 
 

@@ -21,13 +21,14 @@ from kb.schema import schemas, write
 from tests.conftest import PROJECT, entry
 from tests.runs import document, trial
 
-FILES = sorted(schemas())
+SCHEMAS = schemas()
+FILES = sorted(SCHEMAS)
 INVALID = sorted((PROJECT / "tests" / "data" / "invalid").glob("*.json"))
 ENTRIES = sorted((PROJECT / "entries").glob("*/*/entry.json"))
 
 
 def validator(name: str) -> Any:
-    return jsonschema.Draft202012Validator(json.loads(schemas()[f"{name}.schema.json"]))
+    return jsonschema.Draft202012Validator(json.loads(SCHEMAS[f"{name}.schema.json"]))
 
 
 def model_accepts(model: type[BaseModel], text: str) -> bool:
@@ -43,7 +44,7 @@ def test_committed_schemas_are_those_of_the_models(name: str) -> None:
     """Set KB_UPDATE_SCHEMAS=1 to write them anew."""
     if os.environ.get("KB_UPDATE_SCHEMAS") == "1":
         write(PROJECT / "schemas")
-    assert (PROJECT / "schemas" / name).read_text("utf-8") == schemas()[name]
+    assert (PROJECT / "schemas" / name).read_text("utf-8") == SCHEMAS[name]
 
 
 def test_no_other_schema_is_committed() -> None:
@@ -52,7 +53,7 @@ def test_no_other_schema_is_committed() -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_schemas_are_schemas_and_say_which(name: str) -> None:
-    schema = json.loads(schemas()[name])
+    schema = json.loads(SCHEMAS[name])
     jsonschema.Draft202012Validator.check_schema(schema)
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert name.removesuffix(".schema.json") in schema["$id"]
@@ -64,7 +65,7 @@ def test_writing_is_repeatable(tmp_path: Path) -> None:
 
 
 def test_fields_carry_their_descriptions() -> None:
-    fields = json.loads(schemas()["entry.schema.json"])["properties"]
+    fields = json.loads(SCHEMAS["entry.schema.json"])["properties"]
     assert "RE2" in fields["regex"]["description"]
 
 

@@ -16,29 +16,10 @@ import pytest
 
 from kb.models.evidence import Evidence
 from kb.verify import collection, record, report, running
+from tests.verify_entries import HEAD, write_entry
 
 pytest_plugins = ["pytester"]
 
-ENTRY = {
-    "schema_version": 1,
-    "id": "python/zero",
-    "regex": "division by zero",
-    "variants": [{"regex": "modulo by zero in .{0,20} numbers"}],
-    "exceptions": ["ZeroDivisionError"],
-    "workarounds": [{"id": "use-two"}, {"id": "use-three"}],
-    "dead_ends": [{"id": "try-again"}],
-}
-HEAD = """\
-import pytest
-
-@pytest.fixture(params=["int", "float"])
-def config(request):
-    return {"int": 0, "float": 0.0}[request.param]
-
-@pytest.mark.reproduces
-def test_reproduces(config, device):
-    1 / config
-"""
 FIX = """
 @pytest.mark.workaround("use-two")
 def test_use_two(config, measure):
@@ -55,16 +36,6 @@ Verify = Callable[..., tuple[pytest.RunResult, list[dict[str, Any]]]]
 
 LOADED = (collection, running, report)
 """Kept loaded, so that a run inside this process does not import them anew each time."""
-
-
-def write_entry(root: Path, source: str, **changes: Any) -> Path:
-    record = {**ENTRY, **changes}
-    folder = root / "entries" / record["id"]
-    folder.mkdir(parents=True)
-    folder.joinpath("entry.json").write_text(json.dumps(record))
-    script = folder / "verify.py"
-    script.write_text(source)
-    return script
 
 
 @pytest.fixture(autouse=True)

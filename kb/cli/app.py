@@ -170,3 +170,85 @@ def rates(
 ) -> None:
     """Show what was measured of entries: k of n with its interval and cost, environment by environment."""
     sys.exit(proof.rates(ids, format=format, entries=entries or []))
+
+
+@app.command()
+def verify(
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Entry ids.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every entry that has a script.")] = False,
+    stale: Annotated[
+        bool, typer.Option("--stale", help="Entries with an arm that no fresh run on the device covers.")
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu or cuda; by default CUDA if there is one.")
+    ] = None,
+    evidence: Annotated[
+        Path | None,
+        typer.Option("--evidence", help="Write evidence here; an entries folder takes it beside the entries."),
+    ] = None,
+    case: Annotated[
+        list[str] | None,
+        typer.Option("--case", help="Only this workaround, dead end, test or configuration. Repeatable."),
+    ] = None,
+    requirement: Annotated[
+        list[str] | None,
+        typer.Option("--with", help="Run with this version, PACKAGE==VERSION, in a throwaway environment."),
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Arms side by side; those that measure run alone.")] = 1,
+    timeout: Annotated[float | None, typer.Option("--timeout", help="Seconds an arm may take.")] = None,
+    memory: Annotated[float | None, typer.Option("--memory", help="GiB an arm may take.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Run without asking.")] = False,
+    save_sample: Annotated[
+        bool, typer.Option("--save-sample", help="Keep what was raised as samples of the entries.")
+    ] = False,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", help="Make a folder to run on a machine without network.")
+    ] = None,
+    format: Format = "text",
+    entries: Entries = None,
+) -> None:
+    """Run the verification scripts: 0 claims held, 1 one was contradicted, 2 error, 3 nothing could run here."""
+    from kb.cli.commands import verification
+
+    options = verification.Options(
+        ids=ids or [], every=every, stale=stale, device=device, evidence=evidence, cases=case or [],
+        requirements=requirement or [], jobs=jobs, timeout=timeout, memory=memory, yes=yes, save_sample=save_sample,
+        bundle=bundle, format=format, entries=entries or [],
+    )  # fmt: skip
+    sys.exit(verification.verify(options))
+
+
+@app.command()
+def provenance(
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Entry ids.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every entry.")] = False,
+    versions: Annotated[int, typer.Option("--versions", min=1, help="At most this many releases of each distribution.")] = 8,
+    version: Annotated[list[str] | None, typer.Option("--version", metavar="[NAME==]X", help="This release instead. Repeatable.")] = None,
+    package: Annotated[list[str] | None, typer.Option("--package", help="Look into this distribution too. Repeatable.")] = None,
+    platform: Annotated[list[str] | None, typer.Option("--platform", help="Look at wheels of these only, in this order: any, macos-arm64, linux-x86_64, … Repeatable.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Leave wheels of more than this many MiB alone.")] = 300,
+    large: Annotated[bool, typer.Option("--large", help="Look at wheels of any size: CUDA code of torch is in the largest.")] = False,
+    pinpoint: Annotated[bool, typer.Option("--pinpoint", help="Then find the very releases in which a message came and went.")] = False,
+    cache: Annotated[Path | None, typer.Option("--cache", help="Folder that keeps wheels; by default below KB_CACHE or the user's cache.")] = None,
+    root: Annotated[Path | None, typer.Option("--root", help="Entries folder; by default the packaged one or the checkout's.")] = None,
+    no_write: Annotated[bool, typer.Option("--no-write", help="Only print.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Records and what they say, as JSON.")] = False,
+) -> None:
+    """Look whether the messages that entries claim stand in the released wheels. Downloads with pip, installs nothing."""
+    from kb.cli.commands import provenance as command
+
+    options = command.Options(
+        ids=tuple(ids or ()),
+        every=every,
+        count=versions,
+        named=tuple(version or ()),
+        packages=tuple(package or ()),
+        platforms=tuple(platform or ()),
+        limit=None if large else limit * 2**20,
+        pinpoint=pinpoint,
+        cache=cache,
+        root=root,
+        write=not no_write,
+        as_json=json,
+    )
+    sys.exit(command.run(options))

@@ -11,6 +11,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -70,6 +71,15 @@ def kill_leftovers(ended: int, mark: str, others: set[int]) -> None:
     for pid in children(os.getpid()):
         if pid not in others and (not others or _carries(pid, mark)):
             kill_tree(pid)
+
+
+def wait_for_all(seconds: float) -> None:
+    """Wait for every child, adopted ones included, but no longer than this: one may be stuck in a driver."""
+    deadline = time.monotonic() + seconds
+    with contextlib.suppress(ChildProcessError):
+        while time.monotonic() < deadline:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                time.sleep(0.01)
 
 
 def _carries(pid: int, mark: str) -> bool:

@@ -88,21 +88,27 @@ def write(document: dict[str, Any], folder: Path) -> Path:
     """
     data = (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
     date = document["run"]["started_at"][:10]
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{date}_{slug(document['environment']['gpu'])}_{hashlib.sha256(data).hexdigest()[:8]}.json"
-    partial = folder / f".{path.name}.{os.getpid()}"
+    put(data, path)
+    return path
+
+
+def put(data: bytes, path: Path) -> None:
+    """Create a file with this content, whole or not at all. Raises FileExistsError if there is one of its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_bytes(data)
     try:
-        # A link appears whole or not at all, and never replaces what is there.
+        # A link appears at once, and never replaces what is there.
         os.link(partial, path)
-    except OSError as error:
-        if isinstance(error, FileExistsError):
-            raise
+    except FileExistsError:
+        raise
+    except OSError:
+        # Some file systems have no links.
         with path.open("xb") as file:
             file.write(data)
     finally:
         partial.unlink()
-    return path
 
 
 def slug(gpu: str | None) -> str:
@@ -123,7 +129,7 @@ def commit(folder: Path) -> str | None:
     for parent in folder.parents:
         made_from = parent / BUNDLE
         if made_from.is_file():
-            return _bundled_commit(made_from)
+            return _bundled_commit(made_from, "/".join(folder.parts[-2:]))
     head = _git(folder, "rev-parse", "HEAD")
     if not head:
         return None
@@ -136,9 +142,9 @@ def commit(folder: Path) -> str | None:
     return f"{head}+dirty" if changed else head
 
 
-def _bundled_commit(made_from: Path) -> str | None:
+def _bundled_commit(made_from: Path, entry: str) -> str | None:
     try:
-        commit = json.loads(made_from.read_text(encoding="utf-8"))["commit"]
+        commit = json.loads(made_from.read_text(encoding="utf-8"))["commits"][entry]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return commit if isinstance(commit, str) else None

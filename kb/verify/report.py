@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from kb.verify import claims, fixtures, record
+from kb.verify import fixtures, record
 from kb.verify.collection import SCRIPTS, Script
+from kb.verify.lines import trial_line
 
 
 @pytest.hookimpl(trylast=True)
@@ -48,26 +49,4 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         where = environment["gpu"] or environment["device"]
         terminalreporter.write_line(f"{script.claim.entry} on {where}, torch {environment['torch'] or 'not installed'}")
         for trial in script.trials:
-            terminalreporter.write_line(_summary_line(trial, script.control_arm(trial["config"])))
-
-
-def _summary_line(trial: record.Trial, control_arm: str | None) -> str:
-    against = claims.contradiction(trial["arm"], trial["outcome"], trial["control"], control_arm)
-    cells = [
-        f"{trial['arm'].replace('_', ' ')} {trial['id'] or ''}".strip(),
-        f"[{trial['config']}]" if trial["config"] else "",
-        trial["outcome"],
-        _control_cell(trial),
-        f"step {1000 * trial['step_seconds']:.3g} ms" if trial["step_seconds"] is not None else "",
-        f"error {trial['reference_error']:.2g}" if trial["reference_error"] is not None else "",
-    ]
-    mark = "!" if against else ("-" if trial["outcome"] == "skipped" else " ")
-    line = f"{mark} " + "  ".join(cell for cell in cells if cell)
-    why = "; ".join(part for part in (against, trial["reason"]) if part)
-    return f"{line}: {why}" if why else line
-
-
-def _control_cell(trial: record.Trial) -> str:
-    if trial["arm"] in (claims.REPRODUCE, claims.REFUTE):
-        return ""
-    return f"control {trial['control'] or 'not run'}"
+            terminalreporter.write_line(trial_line(trial, script.control_arm(trial["config"])))

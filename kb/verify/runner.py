@@ -18,8 +18,12 @@ from kb.verify.capture import cap, clean
 from kb.verify.record import Trial
 from kb.verify.workshop import Closed, Ending, Node, Opened, Problem, Workshop
 
-PRELOADED = ("torch", "transformers")
-"""Modules that take seconds to import, which the parent does once if a script's header names them."""
+PRELOADED = {
+    # The first optimizer step imports the compiler.
+    "torch": ("torch", "torch._dynamo"),
+    "transformers": ("transformers", "transformers.models.llama.modeling_llama"),
+}
+"""Modules that take seconds to import, which the parent does once if a script's header names their distribution."""
 GRACE = 5.0
 """Seconds between the end of an arm's time and the end of its process, in which the plugin may still say so itself."""
 
@@ -337,7 +341,7 @@ def _preload(runs: Iterable[ScriptRun]) -> list[str]:
     for one in runs:
         with contextlib.suppress(OSError, ValueError):
             wanted |= needs.distributions(needs.header_requirements(one.script.read_text(encoding="utf-8")), ())
-    return [name for name in PRELOADED if name in wanted]
+    return [module for name, modules in PRELOADED.items() if name in wanted for module in modules]
 
 
 def _options(device: str | None, timeout: float | None) -> list[str]:

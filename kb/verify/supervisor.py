@@ -84,6 +84,7 @@ class Supervisor:
             self._reap()
         for child in self._children.values():
             processes.kill_tree(child.pid)
+        processes.wait_for_all(5.0)
 
     def start(self, job: dict[str, Any], become: Callable[[], None]) -> None:
         """Fork a child that does `become` and ends."""
