@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from kb.errors import IndexUnavailableError
 from kb.index import Index
 from kb.knowledge import KnowledgeBase
 from kb.layers import default_path, layers, stamp
+
+T = TypeVar("T")
 
 
 def open_base(entries: Sequence[Path] = (), *, rebuild: bool = False) -> KnowledgeBase:
@@ -31,9 +35,30 @@ def open_base(entries: Sequence[Path] = (), *, rebuild: bool = False) -> Knowled
     return _opened(index, *([warning] if warning else []))
 
 
+def ask(entries: Sequence[Path], question: Callable[[KnowledgeBase], T]) -> T:
+    """Open the knowledge base, say its warnings on standard error, and ask; once more on a new index if it is damaged.
+
+    Damage inside a file shows only where it is read.
+    """
+    for rebuild in (False, True):
+        base = open_base(entries, rebuild=rebuild)
+        try:
+            answer = question(base)
+        except IndexUnavailableError:
+            if rebuild:
+                raise
+            continue
+        for warning in base.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        return answer
+    raise AssertionError("unreachable")
+
+
 def _opened(index: Index, *warnings: str) -> KnowledgeBase:
     first: dict[str, str] = {}
     for problem in index.problems():
+        if problem.field == "id" and " replaces the entry " in problem.message:
+            continue  # an overlay that does its work; `kb check` tells it
         first.setdefault(problem.file, f"{problem.field}: {problem.message}" if problem.field else problem.message)
     broken = [f"{file}: {message}" for file, message in first.items()]
     if len(broken) > 3:

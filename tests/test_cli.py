@@ -161,7 +161,7 @@ def test_an_overlay_entry_changed_is_seen_at_once(root: Path, catalogue: Callabl
     assert kb("match", "--entries", root, stdin=PASTE).returncode == 1
 
 
-@pytest.mark.parametrize("damage", ["truncated", "overwritten", "emptied", "folder"])
+@pytest.mark.parametrize("damage", ["truncated", "overwritten", "emptied", "folder", "scattered"])
 def test_a_damaged_index_is_rebuilt(tmp_path: Path, root: Path, damage: str) -> None:
     cache = {"KB_CACHE": str(tmp_path / "cache")}
     index = Path(kb("index", "--path", "--entries", root, **cache).stdout.strip())
@@ -171,7 +171,9 @@ def test_a_damaged_index_is_rebuilt(tmp_path: Path, root: Path, damage: str) -> 
         index.mkdir()
     else:
         middle = whole[:4096] + b"\xff" * (len(whole) - 4096)
-        index.write_bytes({"truncated": whole[: len(whole) // 2], "overwritten": middle, "emptied": b""}[damage])
+        scattered = whole.replace(b'{"schema_version"', b"{!!!!!!!!!!!!!!!!")
+        damaged = {"truncated": whole[: len(whole) // 2], "overwritten": middle, "emptied": b"", "scattered": scattered}
+        index.write_bytes(damaged[damage])
     done = kb("match", "--entries", root, stdin=PASTE, **cache)
     assert done.returncode == 0, done.stderr
     assert "pytorch/some-error" in done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import pytest
 
 from kb.catalog import load
+from kb.errors import UsageError
 from kb.lint import check
+from kb.lint.history import write_once
 from tests.conftest import entry
 
 SAMPLE = "RuntimeError: the frobnicator of pytorch/some-error jammed at step 3\n"
@@ -120,3 +123,27 @@ def test_a_typed_in_rate_is_refused_by_name(sound: Callable[..., Path]) -> None:
     root = sound(confidence=0.87)
     (finding,) = [f for f in check(load([root])) if f.code == "catalogue-file"]
     assert (finding.field, finding.remedy) == ("confidence", "remove it, rates are computed from evidence")
+
+
+def git(folder: Path, *arguments: str) -> None:
+    names = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+    subprocess.run(["git", "-C", str(folder), *names, *arguments], check=True, capture_output=True)
+
+
+def test_evidence_is_added_and_never_edited_or_removed(sound: Callable[..., Path]) -> None:
+    root = sound()
+    evidence = root / "pytorch" / "some-error" / "evidence"
+    evidence.mkdir()
+    for name in "ab":
+        (evidence / f"{name}.json").write_text("{}")
+    git(root, "init", "-q")
+    git(root, "add", ".")
+    git(root, "commit", "-qm", "x")
+    (evidence / "c.json").write_text("{}")
+    assert list(write_once(root, "HEAD")) == []
+    (evidence / "a.json").write_text('{"k": 1}')
+    (evidence / "b.json").unlink()
+    found = {Path(f.file).name: f.message.split(" since")[0] for f in write_once(root, "HEAD")}
+    assert found == {"a.json": "was edited", "b.json": "was removed"}
+    with pytest.raises(UsageError, match="no-such-revision"):
+        list(write_once(root, "no-such-revision"))

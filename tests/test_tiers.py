@@ -71,6 +71,11 @@ def test_an_entry_whose_arms_cannot_be_written_says_why(folder: Path) -> None:
     assert (record.verification_tier, record.tier_reason) == ("unverifiable", "needs sm_75")
 
 
+def test_arms_that_are_only_not_written_yet_leave_an_entry_sourced(folder: Path) -> None:
+    record = published(folder, workarounds=[fix(verification={"unverifiable": "not written yet"})])
+    assert record.verification_tier == "sourced"
+
+
 # --- refuted claims
 
 

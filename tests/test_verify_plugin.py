@@ -107,6 +107,16 @@ CONTRADICTED = {
         "wrong_result",
         "not finite",
     ),
+    "fix-of-another-shape": (
+        arm('workaround("use-two")', "measure.compare({'a': [1.0]}, {'a': [1.0, 2.0]}, 1e-3)"),
+        "wrong_result",
+        "another length",
+    ),
+    "fix-that-overflows": (
+        arm('workaround("use-two")', "measure.compare(1e308, 5e-324, 1e300)"),
+        "wrong_result",
+        "relative error is inf",
+    ),
     "fix-with-a-failing-assert": (arm('workaround("use-two")', "assert config == 2"), "wrong_result", "assert"),
     "fix-that-does-not-help": (arm('workaround("use-two")', "1 / config"), "not_fixed", "still raised"),
     "fix-that-fails-otherwise": (arm('workaround("use-two")', "config.nothing"), "not_fixed", "AttributeError"),
@@ -427,6 +437,14 @@ def test_evidence_validates_and_is_never_overwritten(verify: Verify, pytester: p
         record.write(json.loads(data), path.parent)
     assert path.read_bytes() == data
     assert len(list(path.parent.iterdir())) == 1
+
+
+def test_evidence_survives_text_that_is_not_unicode(verify: Verify, pytester: pytest.Pytester) -> None:
+    source = HEAD + arm('workaround("use-two")', "measure.record('name', 'caf\\udce9')")
+    assert verify(source, "--kb-evidence=out")[0].ret == 0
+    [path] = (pytester.path / "out").iterdir()
+    evidence = Evidence.model_validate_json(path.read_bytes(), strict=True)
+    assert evidence.trials[1].measurements == {"name": "caf?"}
 
 
 def test_evidence_names_the_gpu() -> None:

@@ -138,6 +138,14 @@ DISASTERS = {
         "killed from",
     ),
 }
+if processes.LINUX:
+    lines = [
+        "import os, pathlib, time",
+        "server = pathlib.Path(f'/proc/{os.getppid()}/stat').read_text()",
+        "os.kill(int(server.rpartition(')')[2].split()[1]), 9)",
+        "time.sleep(60)",
+    ]
+    DISASTERS["kills them all"] = (lines, "crashed", "killed from")
 HOLD = """
 def hold():
     held = []
@@ -167,6 +175,16 @@ def test_what_a_crashed_process_printed_is_kept(run: Run) -> None:
     assert trial["regex_matched"] is True
 
 
+def test_local_paths_stay_out_of_the_record(run: Run, tmp_path: Path) -> None:
+    source = HEAD + arm('workaround("use-two")', "measure.compare(1, 2, 0)")
+    crash = ["import os, tempfile", "print(os.getcwd(), tempfile.gettempdir(), __file__, flush=True)", "os.abort()"]
+    one = run(source + arm('workaround("use-three")', *crash).replace("test_arm", "test_crash"), cases=["int"])
+    text = "\n".join(trial["traceback"] for trial in one.trials)
+    assert one.trials[1]["outcome"] == "wrong_result"
+    for local in (str(tmp_path), "kb-verify-", "measure.py", str(Path(__file__).parents[1])):
+        assert local not in text
+
+
 def test_a_reproduction_that_crashes_is_no_control(run: Run) -> None:
     one = run(HEAD.replace("1 / config", "__import__('os').abort()") + GOOD, cases=["int"])
     assert outcomes(one) == [("reproduce", "int", "crashed", None), ("use-three", "int", "fixed", "crashed")]
@@ -185,6 +203,16 @@ def test_arms_start_in_an_empty_folder_without_network_libraries(run: Run) -> No
     places = [trial["measurements"]["where"] for trial in one.trials if trial["id"]]
     assert len({folder for pair in places for folder in pair}) == 4
     assert not any(Path(folder).exists() for pair in places for folder in pair)
+
+
+def test_arms_see_no_network_but_loopback_where_the_system_allows_it(run: Run) -> None:
+    lines = ["import socket", "measure.record('names', [name for _, name in socket.if_nameindex()])"]
+    source = HEAD + arm('workaround("use-two")', *lines)
+    trial = run(source, cases=["int"]).trials[1]
+    code = "from kb.verify.processes import leave_network; raise SystemExit(not leave_network())"
+    root = str(Path(__file__).resolve().parents[1])
+    allowed = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": root}).returncode == 0
+    assert (trial["measurements"]["names"] == ["lo"]) >= allowed
 
 
 def test_processes_that_an_arm_leaves_behind_are_ended(run: Run) -> None:

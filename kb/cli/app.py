@@ -120,14 +120,16 @@ def index(
 
 @app.command(name="import")
 def import_records(
-    source: Annotated[Path, typer.Argument(help="A reference-shaped JSON record, or a folder of them.")],
+    source: Annotated[
+        Path, typer.Argument(help="A reference-shaped JSON record, a folder of them, or results of a bundle.")
+    ],
     to: Annotated[Path, typer.Option("--to", help="Entries folder to write into.")] = Path("entries"),
     into: Annotated[
         str | None, typer.Option("--into", metavar="ID", help="Attach the record to this existing entry.")
     ] = None,
 ) -> None:
-    """Take in foreign records as unproven claims. Nothing is overwritten."""
-    maintain.import_records(source, to=to, into=into)
+    """Take in foreign records as unproven claims, or evidence from another machine. Nothing is overwritten."""
+    sys.exit(maintain.import_records(source, to=to, into=into))
 
 
 @app.command()
@@ -146,10 +148,14 @@ def check(
         Path | None, typer.Option("--root", help="Entries folder; by default the packaged one or the checkout's.")
     ] = None,
     clean: Annotated[Path | None, typer.Option("--clean", help="Folder of pastes that must match nothing.")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="REV", help="Refuse evidence edited or removed since this git revision."),
+    ] = None,
     format: Format = "text",
 ) -> None:
     """Check entries: schema, patterns, samples, links, arms. Exit code 1 if anything is found."""
-    sys.exit(maintain.check(ids or [], root=root, clean=clean, format=format))
+    sys.exit(maintain.check(ids or [], root=root, clean=clean, base=base, format=format))
 
 
 @app.command(name="eval")
@@ -222,19 +228,40 @@ def verify(
 def provenance(
     ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Entry ids.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Every entry.")] = False,
-    versions: Annotated[int, typer.Option("--versions", min=1, help="At most this many releases of each distribution.")] = 8,
-    version: Annotated[list[str] | None, typer.Option("--version", metavar="[NAME==]X", help="This release instead. Repeatable.")] = None,
-    package: Annotated[list[str] | None, typer.Option("--package", help="Look into this distribution too. Repeatable.")] = None,
-    platform: Annotated[list[str] | None, typer.Option("--platform", help="Look at wheels of these only, in this order: any, macos-arm64, linux-x86_64, … Repeatable.")] = None,
+    versions: Annotated[
+        int, typer.Option("--versions", min=1, help="At most this many releases of each distribution.")
+    ] = 8,
+    version: Annotated[
+        list[str] | None, typer.Option("--version", metavar="[NAME==]X", help="This release instead. Repeatable.")
+    ] = None,
+    package: Annotated[
+        list[str] | None, typer.Option("--package", help="Look into this distribution too. Repeatable.")
+    ] = None,
+    platform: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--platform",
+            help="Look at wheels of these only, in this order: any, macos-arm64, linux-x86_64, … Repeatable.",
+        ),
+    ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Leave wheels of more than this many MiB alone.")] = 300,
-    large: Annotated[bool, typer.Option("--large", help="Look at wheels of any size: CUDA code of torch is in the largest.")] = False,
-    pinpoint: Annotated[bool, typer.Option("--pinpoint", help="Then find the very releases in which a message came and went.")] = False,
-    cache: Annotated[Path | None, typer.Option("--cache", help="Folder that keeps wheels; by default below KB_CACHE or the user's cache.")] = None,
-    root: Annotated[Path | None, typer.Option("--root", help="Entries folder; by default the packaged one or the checkout's.")] = None,
+    large: Annotated[
+        bool, typer.Option("--large", help="Look at wheels of any size: CUDA code of torch is in the largest.")
+    ] = False,
+    pinpoint: Annotated[
+        bool, typer.Option("--pinpoint", help="Then find the very releases in which a message came and went.")
+    ] = False,
+    cache: Annotated[
+        Path | None,
+        typer.Option("--cache", help="Folder that keeps wheels; by default below KB_CACHE or the user's cache."),
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option("--root", help="Entries folder; by default the packaged one or the checkout's.")
+    ] = None,
     no_write: Annotated[bool, typer.Option("--no-write", help="Only print.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Records and what they say, as JSON.")] = False,
 ) -> None:
-    """Look whether the messages that entries claim stand in the released wheels. Downloads with pip, installs nothing."""
+    """Look whether the messages entries claim stand in released wheels. Downloads with pip, installs nothing."""
     from kb.cli.commands import provenance as command
 
     options = command.Options(

@@ -11,7 +11,7 @@ from kb.errors import UsageError
 from kb.intake import read_file, read_stdin
 from kb.localize import LOCALES
 from kb.models.result import Environment, Result
-from kb.opening import open_base
+from kb.opening import ask
 
 FORMATS = ("text", "markdown", "json", "jsonl")
 
@@ -64,16 +64,13 @@ def run(options: Options) -> int:
         raise UsageError("--format json gives one document", "use --format jsonl for several inputs")
     environment = known_environment(options.env)
     texts = [(name, _read(name)) for name in inputs]
-    base = open_base([Path(folder) for folder in options.entries])
-    terminal.warn(base.warnings)
-    abstained = False
-    for name, text in texts:
-        answer = base.match(text, environment, locale=options.locale)
-        abstained = abstained or answer.abstained
+    folders = [Path(folder) for folder in options.entries]
+    answers = ask(folders, lambda base: [base.match(text, environment, locale=options.locale) for _, text in texts])
+    for (name, _), answer in zip(texts, answers, strict=True):
         if len(texts) > 1 and options.format in ("text", "markdown"):
             terminal.write(f"==> {name} <==\n" if options.format == "text" else f"## {name}\n\n")
         terminal.write(render(options, answer))
-    return 1 if abstained else 0
+    return 1 if any(answer.abstained for answer in answers) else 0
 
 
 def known_environment(choice: str) -> Environment:

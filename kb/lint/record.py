@@ -40,7 +40,7 @@ def regex_matches_signature(loaded: LoadedEntry) -> Iterator[Finding]:
     pairs = [("regex", entry.regex, entry.signature)]
     pairs += [(f"variants.{n}.regex", v.regex, v.signature) for n, v in enumerate(entry.variants)]
     for field, pattern, signature in pairs:
-        if any(v.code == "regex-not-re2" for v in policy_violations(pattern)):
+        if any(v.code in ("regex-not-re2", "regex-too-large") for v in policy_violations(pattern)):
             continue
         if not compile_pattern(pattern).search(fold(signature)):
             yield Finding(

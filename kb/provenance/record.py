@@ -60,9 +60,9 @@ def write(folder: Path, record: Provenance) -> Path:
         file.parent.mkdir(exist_ok=True)
         with file.open("xb") as stream:
             stream.write(data)
-    except FileExistsError:
-        raise EvidenceError(str(file), "", "is there already, and is written once", "run it again") from None
     except OSError as failure:
+        if file.exists():
+            raise EvidenceError(str(file), "", "is there already, and is written once", "run it again") from None
         reason = failure.strerror or str(failure)
         raise EvidenceError(str(file), "", f"cannot be written: {reason}", "or print it with --no-write") from None
     return file

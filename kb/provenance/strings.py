@@ -14,7 +14,7 @@ MARK = "\uffff"
 
 _FIELD = re.compile(r"%\([^)]*\)[-+ #0]*\d*(?:\.\d+)?[a-zA-Z]|%[-+ #0]*\d*(?:\.\d+)?[srdifgxe]|\{[^{}]*\}")
 _HOLDS_FIELD = re.compile(f"[{MARK}%{{]")
-_PIECE = 6
+_STRETCH = 10
 _LARGEST = 8 * 2**20
 """Bytes of a source beyond which it is not parsed."""
 
@@ -72,11 +72,11 @@ def _text(node: ast.expr) -> str:
 
 
 def _may_hold(source: bytes, literal: str) -> bool:
-    # Parsing is dear and most sources have nothing in common with the literal. Where it is broken in two, or a value
-    # is inserted, some of its pieces are broken as well, but hardly half of them.
+    # Parsing is dear, and nearly all sources have nothing in common with the literal. One that holds it broken in two,
+    # or with values inserted, still has some stretch of it whole.
     text = literal.encode()
-    pieces = [text[at : at + _PIECE] for at in range(0, max(1, len(text) - _PIECE + 1), _PIECE)]
-    return 2 * sum(piece in source for piece in pieces) >= len(pieces)
+    stretches = {text[at : at + _STRETCH] for at in range(0, len(text) - _STRETCH, _STRETCH)} | {text[-_STRETCH:]}
+    return 5 * sum(stretch in source for stretch in stretches) >= len(stretches)
 
 
 def _covered(literal: str, parts: Sequence[str], first: int) -> int:

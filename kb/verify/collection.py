@@ -128,7 +128,11 @@ def pytest_make_collect_report(
     report = yield
     if isinstance(collector, VerifyModule) and not report.passed:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        problem = {"script": str(collector.path), "problem": reason.strip(), "skipped": report.skipped}
+        problem = {
+            "script": str(collector.path),
+            "problem": reason.removeprefix("Skipped: ").strip(),
+            "skipped": report.skipped,
+        }
         collector.config.stash.setdefault(PROBLEMS, []).append(problem)
     return report
 

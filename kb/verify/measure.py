@@ -58,7 +58,8 @@ class Measure:
         worst = 0.0
         for where, one, other in _pairs(actual, reference, "result"):
             worst = max(worst, _relative_error(where, one, other))
-        self.reference_error = max(worst, self.reference_error or 0.0)
+        if math.isfinite(worst):
+            self.reference_error = max(worst, self.reference_error or 0.0)
         if not worst <= tolerance:
             raise WrongResult(f"the relative error is {worst:.3g}, more than the allowed {tolerance:.3g}")
         return worst

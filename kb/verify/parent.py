@@ -17,13 +17,15 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from kb.verify import processes
 from kb.verify.supervisor import Supervisor, tell
+
+_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
+_CHECK_BEFORE = os.environ.get(_CHECK)
 
 
 class Parent(Supervisor):
@@ -84,6 +86,9 @@ class Server(Supervisor):
         os.close(self.orders)
         os.close(self.answers)
         _move_in(order)
+        if _CHECK_BEFORE is None:
+            # The program under test gets torch's own way back.
+            os.environ.pop(_CHECK, None)
         if fresh:
             *options, script = self._order["arguments"]
             arguments = [*options, f"--kb-trials={order['progress']}", f"{script}::{order['name']}"]
@@ -99,8 +104,9 @@ def serve(order: dict[str, Any], orders: int, answers: int, others: list[int]) -
         os.close(other)
     processes.adopt_orphans()
     _move_in(order)
-    with _without_touching_cuda():
-        pytest.main(order["arguments"], plugins=[Server(order, orders, answers)])
+    if not order["network"]:
+        processes.leave_network()
+    pytest.main(order["arguments"], plugins=[Server(order, orders, answers)])
 
 
 def _move_in(order: dict[str, Any]) -> None:
@@ -112,26 +118,11 @@ def _move_in(order: dict[str, Any]) -> None:
     faulthandler.enable(2)
 
 
-@contextlib.contextmanager
-def _without_touching_cuda() -> Iterator[None]:
-    """Have torch ask NVML whether there is a GPU: the usual way would start the driver, which no fork survives."""
-    name = "PYTORCH_NVML_BASED_CUDA_CHECK"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
 def preload(names: list[str]) -> list[str]:
     """Import what can be imported; the names that could."""
     loaded = []
     for name in names:
-        with contextlib.suppress(Exception), _without_touching_cuda():
+        with contextlib.suppress(Exception):
             importlib.import_module(name)
             loaded.append(name)
     return loaded
@@ -145,6 +136,8 @@ def main(names: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     processes.die_with_parent()
     processes.adopt_orphans()
+    # Has torch ask NVML whether there is a GPU: the usual way would start the driver, which no fork survives.
+    os.environ[_CHECK] = "1"
     tell(answers, ready=preload(["kb.verify.collection", "kb.verify.running", "kb.verify.report", *names]))
     gc.freeze()
     Parent(orders, answers).serve()

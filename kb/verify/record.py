@@ -86,7 +86,7 @@ def write(document: dict[str, Any], folder: Path) -> Path:
 
     Raises FileExistsError if exactly this file is there: evidence is never overwritten.
     """
-    data = (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    data = (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(errors="replace")
     date = document["run"]["started_at"][:10]
     path = folder / f"{date}_{slug(document['environment']['gpu'])}_{hashlib.sha256(data).hexdigest()[:8]}.json"
     put(data, path)

@@ -9,14 +9,26 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from kb.errors import UsageError
-from kb.verify import claims, needs, processes, record, workshop
-from kb.verify.capture import cap, clean
+from kb.verify import needs, processes, record
 from kb.verify.record import Trial
+from kb.verify.results import (
+    Progress,
+    Report,
+    ScriptRun,
+    blank_trial,
+    contradiction_of,
+    control_outcome,
+    control_skipped,
+    is_control,
+    is_control_of,
+    trial_of,
+)
 from kb.verify.workshop import Closed, Ending, Node, Opened, Problem, Workshop
+
+__all__ = ["GRACE", "PRELOADED", "Progress", "Report", "ScriptRun", "run"]
 
 PRELOADED = {
     # The first optimizer step imports the compiler.
@@ -26,64 +38,6 @@ PRELOADED = {
 """Modules that take seconds to import, which the parent does once if a script's header names their distribution."""
 GRACE = 5.0
 """Seconds between the end of an arm's time and the end of its process, in which the plugin may still say so itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """One arm that has just finished."""
-
-    node: Node
-    trial: Trial
-    against: str | None
-    """Why the trial contradicts the entry, None if it does not."""
-    done: int
-    known: int
-    """Arms of the scripts that were collected so far."""
-    scripts_left: int
-    """Scripts that were not."""
-
-
-@dataclass
-class ScriptRun:
-    """What one run of one entry's script gave."""
-
-    entry: str
-    script: Path
-    nodes: list[Node] = field(default_factory=list)
-    started_at: str = ""
-    seconds: float = 0.0
-    trials: list[Trial] = field(default_factory=list)
-    """In the order of the nodes."""
-    problem: Problem | None = None
-    evidence: Path | None = None
-    """File that was written, None if none was."""
-
-    def contradictions(self) -> list[tuple[Trial, str]]:
-        """Trials that contradict the entry, each with why."""
-        controls = {node.config: node.control_arm for node in self.nodes}
-        judged = [(trial, _against(trial, controls[trial["config"]])) for trial in self.trials]
-        return [(trial, against) for trial, against in judged if against]
-
-
-@dataclass
-class Report:
-    """A whole run."""
-
-    runs: list[ScriptRun]
-    seconds: float
-    interrupted: bool = False
-
-    @property
-    def exit_code(self) -> int:
-        """0 every claim held, 1 one was contradicted, 2 a script is broken, 3 nothing could run, 130 interrupted."""
-        if self.interrupted:
-            return 130
-        if any(run.problem and not run.problem.skipped for run in self.runs):
-            return 2
-        if any(run.contradictions() for run in self.runs):
-            return 1
-        ran = any(trial["outcome"] != "skipped" for run in self.runs for trial in run.trials)
-        return 0 if ran else 3
 
 
 def run(
@@ -99,6 +53,7 @@ def run(
     python: str = sys.executable,
     on_trial: Callable[[Progress], None] | None = None,
     grace: float = GRACE,
+    network: bool = False,
 ) -> Report:
     """Run the `verify.py` of each entry folder.
 
@@ -106,7 +61,8 @@ def run(
     name or configuration, and their controls. `timeout` caps every arm's seconds, `memory_limit` its bytes (default:
     three quarters of what is free). `jobs` arms run side by side, but those that measure run alone. `evidence` is the
     folder for evidence files, or tells it for each run; None writes none. `python` is the interpreter to run in, which
-    needs pytest. A ctrl-C ends the run and keeps what finished.
+    needs pytest. Unless `network` is true, arms are cut off every network but loopback where the system allows it. A
+    ctrl-C ends the run and keeps what finished.
 
     Raises UsageError if an entry has no script, the system cannot fork, or `cases` selects nothing.
     """
@@ -127,6 +83,7 @@ def run(
         options=_options(device, timeout),
         memory_limit=memory_limit or processes.default_memory_limit(),
         grace=grace,
+        network=network,
     )
     with place:
         session = _Session(place, runs, jobs, frozenset(cases), on_trial, finish)
@@ -232,11 +189,11 @@ class _Session:
 
     def _start_if_possible(self, server: int, node: Node) -> None:
         one, waiting = self._open[server], self._waiting[server]
-        if not _is_control(node) and any(_is_control_of(other, node) for other in self._unfinished(server)):
+        if not is_control(node) and any(is_control_of(other, node) for other in self._unfinished(server)):
             return
-        if reason := node.unmet or _control_skipped(one, node):
+        if reason := node.unmet or control_skipped(one, node):
             waiting.remove(node)
-            self._keep(one, node, _trial(node, "skipped", 0.0, reason=reason))
+            self._keep(one, node, blank_trial(node, "skipped", 0.0, reason=reason))
         elif self._has_room_for(node):
             waiting.remove(node)
             self._running[self._workshop.submit(server, node)] = server, node
@@ -253,79 +210,12 @@ class _Session:
         return not alone and len(self._running) < self._jobs
 
     def _keep(self, one: ScriptRun, node: Node, trial: Trial) -> None:
-        trial["control"] = None if _is_control(node) else claims.control_outcome(_control_outcomes(one, node))
+        trial["control"] = control_outcome(one, node)
         one.trials.append(trial)
         self._done += 1
         if self._on_trial:
-            against = _against(trial, node.control_arm)
+            against = contradiction_of(trial, node.control_arm)
             self._on_trial(Progress(node, trial, against, self._done, self._known, len(self._unopened)))
-
-
-def trial_of(node: Node, ending: Ending) -> Trial:
-    """The trial the plugin wrote, or what the end of the process says if it wrote none."""
-    told: Trial | None = next((line["trial"] for line in ending.lines if "trial" in line), None)
-    if told is not None:
-        return told
-    claim = claims.read_claim(node.script.with_name("entry.json"))
-    outcome, reason = _fate(node, ending)
-    trial = _trial(node, outcome, ending.seconds, reason=reason)
-    output = clean(ending.output, node.script)
-    trial["traceback"] = cap(output, claim) or None
-    trial["regex_matched"] = claim.matching_line(ending.output) is not None
-    return trial
-
-
-def _fate(node: Node, ending: Ending) -> tuple[str, str]:
-    if ending.killed == "memory":
-        return "crashed", "killed, because it held more memory than allowed"
-    if ending.killed == "limit":
-        return "timed_out", f"no end after {node.timeout:g} s"
-    if ending.killed == "startup":
-        return "timed_out", f"the arm did not begin within {workshop.STARTUP:g} s"
-    if ending.status == -signal.SIGKILL:
-        return "crashed", "killed from outside, as the kernel does when memory runs out"
-    if ending.status < 0:
-        return "crashed", f"the process was ended by {_signal_name(-ending.status)}"
-    return "crashed", f"the process ended with exit code {ending.status} before the arm did"
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
-def _trial(node: Node, outcome: str, seconds: float, *, reason: str) -> Trial:
-    trial = record.trial(node.arm, node.id, node.test, node.arm_digest, node.config, None, outcome, seconds)
-    trial["reason"] = reason
-    return trial
-
-
-def _is_control(node: Node) -> bool:
-    return node.arm in (claims.REPRODUCE, claims.REFUTE)
-
-
-def _is_control_of(node: Node, other: Node) -> bool:
-    return node.arm == other.control_arm and node.config == other.config
-
-
-def _control_trials(one: ScriptRun, node: Node) -> list[Trial]:
-    return [trial for trial in one.trials if trial["arm"] == node.control_arm and trial["config"] == node.config]
-
-
-def _control_outcomes(one: ScriptRun, node: Node) -> list[str]:
-    return [trial["outcome"] for trial in _control_trials(one, node)]
-
-
-def _control_skipped(one: ScriptRun, node: Node) -> str | None:
-    if _is_control(node) or claims.control_outcome(_control_outcomes(one, node)) != "skipped":
-        return None
-    return f"its control was skipped: {_control_trials(one, node)[0]['reason']}"
-
-
-def _against(trial: Trial, control_arm: str | None) -> str | None:
-    return claims.contradiction(trial["arm"], trial["outcome"], trial["control"], control_arm)
 
 
 def _script(entry: Path) -> Path:
@@ -356,7 +246,7 @@ def _chosen(found: Sequence[Node], cases: frozenset[str]) -> list[Node]:
         return list(found)
     named = [node for node in found if {node.id, node.test, node.config} & cases]
     cells = {node.config for node in named}
-    return [node for node in found if node in named or (_is_control(node) and node.config in cells)]
+    return [node for node in found if node in named or (is_control(node) and node.config in cells)]
 
 
 def _position(one: ScriptRun, trial: Trial) -> int:

@@ -20,6 +20,7 @@ from kb.verify.script import OFFLINE
 STARTUP = 180.0
 """Seconds that a script may take until its arm begins: imports of heavy libraries from a cold disk."""
 _FOREVER = 1e9
+_LONGEST = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +91,20 @@ class Workshop:
     """
 
     def __init__(
-        self, *, python: str, preload: Sequence[str], options: Sequence[str], memory_limit: int | None, grace: float
+        self,
+        *,
+        python: str,
+        preload: Sequence[str],
+        options: Sequence[str],
+        memory_limit: int | None,
+        grace: float,
+        network: bool,
     ) -> None:
         self._command = [python, "-m", "kb.verify.parent", *preload]
         self._options = list(options)
         self._memory = memory_limit
         self._grace = grace
+        self._network = network
         self._count = 0
         self._open: dict[int, Path] = {}
         self._ready: set[int] = set()
@@ -124,7 +133,8 @@ class Workshop:
         order = self._order(startup=STARTUP, limit=_FOREVER, memory=None, progress="nodes")
         self._open[order["id"]] = script
         ini, nodes = self._root / "pytest.ini", self._place(order["id"]) / "nodes"
-        self._write({**order, "arguments": ["-c", str(ini), f"--kb-nodes={nodes}", *self._options, str(script)]})
+        arguments = ["-c", str(ini), f"--kb-nodes={nodes}", *self._options, str(script)]
+        self._write({**order, "arguments": arguments, "network": self._network})
         return int(order["id"])
 
     def close(self, server: int) -> None:
@@ -230,6 +240,8 @@ class Workshop:
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONUNBUFFERED": "1",
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            # So that the driver's tool and CUDA number the GPUs alike.
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         }
         with (self._root / "parent.log").open("ab") as errors:
             self._process = subprocess.Popen(
@@ -287,7 +299,10 @@ def _expose_package(folder: Path) -> None:
 
 
 def _text(file: Path) -> str:
+    """Text of a file; of a very long one the end."""
     try:
-        return file.read_text(encoding="utf-8", errors="replace")
+        with file.open("rb") as stream:
+            stream.seek(max(0, file.stat().st_size - _LONGEST))
+            return stream.read().decode(errors="replace")
     except OSError:
         return ""

@@ -8,9 +8,8 @@ from pathlib import Path
 from kb.cli import terminal
 from kb.errors import UsageError
 from kb.index import Hit
-from kb.knowledge import KnowledgeBase
 from kb.localize import LOCALES, localized
-from kb.opening import open_base
+from kb.opening import ask
 from kb.render import structured
 from kb.render.page import cells, safe
 from kb.render.words import TIERS
@@ -22,18 +21,12 @@ def _format(name: str) -> bool:
     return name == "json"
 
 
-def _open(entries: Sequence[Path]) -> KnowledgeBase:
-    base = open_base(entries)
-    terminal.warn(base.warnings)
-    return base
-
-
 def show(entry_id: str, *, format: str, locale: str, reported: bool, entries: Sequence[Path]) -> None:
     """Print one record. Raises UnknownEntryError."""
     as_json = _format(format)
     if locale not in LOCALES:
         raise UsageError(f"--locale {locale}: unknown", f"one of {', '.join(LOCALES)}")
-    record = dict(_open(entries).get(entry_id))
+    record = dict(ask(entries, lambda base: base.get(entry_id)))
     if reported:
         claims = record.get("reported")
         if not claims:
@@ -52,7 +45,7 @@ def show(entry_id: str, *, format: str, locale: str, reported: bool, entries: Se
 def search(words: str, *, domain: str | None, limit: int, format: str, entries: Sequence[Path]) -> int:
     """Print hits, best first; 1 if there are none."""
     as_json = _format(format)
-    hits = _open(entries).search(words, limit=limit, domain=domain)
+    hits = ask(entries, lambda base: base.search(words, limit=limit, domain=domain))
     _print(hits, as_json)
     return 0 if hits else 1
 
@@ -62,7 +55,7 @@ def listing(*, domain: str | None, tier: str | None, tag: str | None, format: st
     if tier is not None and tier not in TIERS:
         raise UsageError(f"--tier {tier}: unknown", f"one of {', '.join(TIERS)}")
     as_json = _format(format)
-    _print(_open(entries).index.list(domain=domain, tier=tier, tag=tag), as_json)
+    _print(ask(entries, lambda base: base.index.list(domain=domain, tier=tier, tag=tag)), as_json)
 
 
 def _print(hits: Sequence[Hit], as_json: bool) -> None:

@@ -7,16 +7,14 @@ from pathlib import Path
 
 from kb import evaluate as evaluation
 from kb.cli import terminal
-from kb.opening import open_base
+from kb.opening import ask
 from kb.render import structured
 
 
 def evaluate(path: Path, *, as_json: bool, entries: Sequence[Path]) -> None:
     """Score a corpus and print the report."""
     rows = evaluation.read_corpus(path)
-    base = open_base(entries)
-    terminal.warn(base.warnings)
-    report = evaluation.evaluate(rows, base)
+    report = ask(entries, lambda base: evaluation.evaluate(rows, base))
     if as_json:
         terminal.write(structured.dumps(report.plain()))
         return

@@ -12,6 +12,10 @@ from kb.errors import UsageError
 from kb.render import structured
 from kb.render.page import safe
 
+_MARK = b'"verify_sha256"'
+_HEAD = 4096
+"""Bytes of a file in which an evidence file shows what it is."""
+
 
 def index(*, path_only: bool, entries: Sequence[Path]) -> None:
     """Build the index, or print its path."""
@@ -29,12 +33,33 @@ def index(*, path_only: bool, entries: Sequence[Path]) -> None:
         print(f"{len(base.index.list())} entries in {base.file}", file=sys.stderr)
 
 
-def import_records(source: Path, *, to: Path, into: str | None) -> None:
-    """Import and say what was written."""
+def import_records(source: Path, *, to: Path, into: str | None) -> int:
+    """Import records, or bring evidence home, and say what was written; 1 if evidence was refused."""
+    if into is None and _holds_evidence(source):
+        return _bring_evidence(source, to)
     from kb.foreign import take_in
 
     for done in take_in(source, to, into=into):
         terminal.write(f"{done.entry_id}\t{done.file}\n")
+    return 0
+
+
+def _holds_evidence(source: Path) -> bool:
+    """Evidence names the script it is of; a foreign record does not."""
+    files = sorted(source.rglob("*.json"))[:50] if source.is_dir() else [source]
+    return any(_MARK in file.read_bytes()[:_HEAD] for file in files if file.is_file())
+
+
+def _bring_evidence(source: Path, to: Path) -> int:
+    from kb.verify.bundle import collect
+
+    done = collect(source, to)
+    for path in done.imported:
+        terminal.write(f"{path}\n")
+    for problem in done.refused:
+        print(f"refused: {safe(str(problem))}", file=sys.stderr)
+    print(f"{len(done.imported)} new, {len(done.present)} known, {len(done.refused)} refused", file=sys.stderr)
+    return 1 if done.refused else 0
 
 
 def schema(name: str | None, *, write: Path | None) -> None:
@@ -57,10 +82,11 @@ def schema(name: str | None, *, write: Path | None) -> None:
         )
 
 
-def check(ids: Sequence[str], *, root: Path | None, clean: Path | None, format: str) -> int:
+def check(ids: Sequence[str], *, root: Path | None, clean: Path | None, base: str | None, format: str) -> int:
     """Check a catalogue; 1 if there is any finding."""
     from kb.catalog import load, packaged_root
     from kb.lint import check as run_checks
+    from kb.lint.history import write_once
 
     if format not in ("text", "json"):
         raise UsageError(f"--format {format}: unknown", "text or json")
@@ -73,6 +99,8 @@ def check(ids: Sequence[str], *, root: Path | None, clean: Path | None, format: 
         raise UsageError(f"no such entry: {', '.join(map(safe, missing))}", f"ids below {folder}")
     pastes = sorted(clean.glob("*.txt")) if clean else []
     findings = run_checks(catalog, clean=pastes, only=only)
+    if base is not None:
+        findings += write_once(folder, base)
     if format == "json":
         terminal.write(structured.dumps([asdict(finding) for finding in findings]))
     else:

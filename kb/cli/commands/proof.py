@@ -48,9 +48,9 @@ def measured(entry_id: str, entries: Sequence[Path]) -> list[Row]:
     from kb import evidence, layers
     from kb.build import judge
     from kb.catalog import load
-    from kb.opening import open_base, overlays
+    from kb.opening import ask, overlays
 
-    record = open_base(entries).get(entry_id)
+    record = ask(entries, lambda base: base.get(entry_id))
     catalog = load(layers.layers(overlays(entries)))
     loaded = catalog.entries[record["id"]]
     files, problems = evidence.load(loaded.folder, loaded.entry.id)

@@ -160,7 +160,7 @@ def _text(rows: Sequence[Row]) -> str:
 def _bundle(destination: Path, chosen: Sequence[LoadedEntry]) -> int:
     from kb.verify.bundle import bundle
 
-    made = bundle(destination, [loaded.folder for loaded in chosen])
-    terminal.write(f"{made}\n")
-    print(f"on the node: python {Path(made) / 'run.py'}; at home: kb import {Path(made) / 'results'}", file=sys.stderr)
+    start = bundle(destination, [loaded.folder for loaded in chosen])
+    terminal.write(f"{start}\n")
+    print(f"on the node: python {start}; at home: kb import {start.parent / 'results'}", file=sys.stderr)
     return 0
