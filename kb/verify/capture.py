@@ -22,7 +22,9 @@ _MESSAGE = 4 * 1024
 
 # The runner makes the package importable through a link, and frames name the link.
 _OURS = (str(Path(__file__).parent), str(Path(__file__).resolve().parent))
-_RUNNERS_FOLDERS = re.compile(r"[^\s\"':]{0,400}kb-verify-\w{1,40}/(?:lib|\d{1,9}/\w{1,9})/?")
+_RUNNERS_FOLDERS = re.compile(
+    r"(?<![^\s\"':=,()<>\[\]])[^\s\"':=,()<>\[\]]*kb-verify-\w{1,40}/(?:lib|\d{1,9}/\w{1,9})/?"
+)
 _CHECKERS = ("torch/testing/", "numpy/testing/", "numpy/_utils/")
 _PRINTED = re.compile(
     r"(?:^|[\s\]])((?:[A-Za-z_]\w{0,80}\.){0,8}[A-Z]\w{0,80}(?:Error|Exception|Interrupt|Exit|Warning)): ?(.*)"

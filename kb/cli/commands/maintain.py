@@ -56,9 +56,10 @@ def _bring_evidence(source: Path, to: Path) -> int:
     done = collect(source, to)
     for path in done.imported:
         terminal.write(f"{path}\n")
-    for problem in done.refused:
+    first = {problem.file: problem for problem in reversed(done.refused)}  # one line a file, however much is wrong
+    for problem in reversed(first.values()):
         print(f"refused: {safe(str(problem))}", file=sys.stderr)
-    print(f"{len(done.imported)} new, {len(done.present)} known, {len(done.refused)} refused", file=sys.stderr)
+    print(f"{len(done.imported)} new, {len(done.present)} known, {len(first)} refused", file=sys.stderr)
     return 1 if done.refused else 0
 
 
