@@ -6,6 +6,7 @@ then the cheaper one. Pure functions over published records (plain dictionaries,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,9 +42,15 @@ def _key(item: Mapping[str, Any], applies_here: bool | None) -> tuple[Any, ...]:
         -measured["low"] if worked and measured else 0.0,
         cuda,
         _KINDS.get(item["kind"], 9),
-        (measured or {}).get("step_seconds") or 0.0,
+        _cost_class(measured),
         item["id"],
     )
+
+
+def _cost_class(measured: Mapping[str, Any] | None) -> int:
+    """Step times within a factor of about one and a half are alike: timing noise must not order fixes."""
+    seconds = (measured or {}).get("step_seconds") or 0.0
+    return round(math.log(seconds, 1.5)) if seconds > 0 else -100
 
 
 def _fix(item: Mapping[str, Any], place: int, verdict: tuple[bool | None, str], record: Mapping[str, Any]) -> Fix:

@@ -114,9 +114,13 @@ class Page:
             self.lines.append((self.style(head, "bold") + pad + " " * indent + self.style(part, *names)).rstrip())
 
     def code(self, text: str, indent: int = 0) -> None:
+        """Lines of code, kept as they are."""
+        self.verbatim(text, "cyan", indent=indent)
+
+    def verbatim(self, text: str, *names: str, indent: int = 0) -> None:
         """Lines kept as they are; those too long run on, for copying matters more than the margin."""
         for line in safe(text).rstrip().split("\n"):
-            self.lines.append((" " * (LABEL + indent) + self.style(line, "cyan")).rstrip())
+            self.lines.append((" " * (LABEL + indent) + self.style(line, *names)).rstrip())
 
     def text(self) -> str:
         """The page with a newline at its end."""

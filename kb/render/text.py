@@ -43,6 +43,8 @@ def _main(page: Page, match: Match, answer: Result, label: Mapping[str, str]) ->
     page.field("", f"{match.why}{_ranks(incident)}", "dim")
     if match.verification_tier == "refuted":
         page.field("", match.tier_reason, "red")
+        if lookalikes := match.transition_graph["frequently_confused_with"]:
+            page.field(label["instead"], ", ".join(lookalikes))
     page.blank()
     page.field(label["why"], match.root_cause)
     page.blank()
@@ -65,7 +67,7 @@ def _fix(page: Page, fix: Fix, label: Mapping[str, str], *, first: bool, second:
     if first and fix.trade_off:
         page.field("", f"but: {fix.trade_off}", "dim", indent=2)
     if first and fix.verification:
-        page.field("", fix.verification, "dim", indent=2)
+        page.verbatim(fix.verification, "dim", indent=2)
     if first:
         page.blank()
 
@@ -167,13 +169,11 @@ def record(entry: Mapping[str, Any], *, width: int, color: bool, locale: str = "
         page.field(label["fixes"] if number == 0 else "", f"{STATES[fix.state][0]} {fix.action}", "bold")
         _how(page, fix.how)
         page.field("", fix.why, STATES[fix.state][1], indent=2)
-        for text in (
-            fix.trade_off and f"but: {fix.trade_off}",
-            fix.condition and f"when: {fix.condition}",
-            fix.verification,
-        ):
+        for text in (fix.trade_off and f"but: {fix.trade_off}", fix.condition and f"when: {fix.condition}"):
             if text:
                 page.field("", text, "dim", indent=2)
+        if fix.verification:
+            page.verbatim(fix.verification, "dim", indent=2)
     page.blank()
     for number, caution in enumerate(cautions(entry)):
         page.field(label["avoid"] if number == 0 else "", f"✗ {caution.action}")

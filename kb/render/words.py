@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 _EN = {
     "why": "Why", "first": "Do first", "then": "Then", "avoid": "Do not", "recover": "Recover", "proof": "Proof",
-    "seen": "Seen", "also": "Also", "more": "More", "causes": "Causes", "unknown": "unknown: no entry matches this paste",
+    "seen": "Seen", "also": "Also", "more": "More", "instead": "See rather", "causes": "Causes", "unknown": "unknown: no entry matches this paste",
     "understood": "Understood", "raised_by": "Raised by", "your_code": "Your code", "related": "Related",
     "contribute": "Next", "nothing": "no exception or known error line was found in it", "fixes": "Fixes",
     "detect": "Detect", "prevent": "Prevent", "sources": "Sources", "reported": "Reported", "versions": "Versions",
@@ -15,7 +15,7 @@ _EN = {
 }  # fmt: skip
 _ZH = {
     "why": "原因", "first": "先做", "then": "其次", "avoid": "不要", "recover": "恢复", "proof": "证据", "seen": "位置",
-    "also": "另有", "more": "更多", "causes": "成因", "unknown": "未知：没有条目与此内容匹配", "understood": "已识别",
+    "also": "另有", "more": "更多", "instead": "另请参阅", "causes": "成因", "unknown": "未知：没有条目与此内容匹配", "understood": "已识别",
     "raised_by": "抛出者", "your_code": "你的代码", "related": "相近", "contribute": "下一步",
     "nothing": "其中没有异常，也没有已知的错误行", "fixes": "修复", "detect": "检测", "prevent": "预防", "sources": "来源",
     "reported": "他人声称", "versions": "版本", "confused": "勿混淆", "leads": "之后可能", "preceded": "之前可能",
