@@ -39,7 +39,7 @@ def test_a_table_a_verdict_and_a_file(
     assert run(Options(ids=("pytorch/some-error",), root=root), shelf) == 0
     printed = capsys.readouterr()
     assert "1.1  no   any\n    1.2  yes  any  demo/a.py:2" in printed.out
-    assert "stands in 2 of 4 releases looked at (1.2 to 1.3); introduced in 1.2, 1.1 lacks it" in printed.out
+    assert "stands in 2 of 4 releases looked at (1.2 to 1.3); introduced in 1.2, 1.1 lacks it (any)" in printed.out
     assert printed.err == ""
     (made,) = load(root / "pytorch/some-error")
     assert made.entry == "pytorch/some-error"
@@ -80,7 +80,13 @@ def test_json_carries_the_records_and_what_they_say(
     run(Options(every=True, root=root, as_json=True), shelf)
     told = json.loads(capsys.readouterr().out)
     assert [one["record"]["entry"] for one in told] == ["pytorch/some-error", "pytorch/twin"]
-    assert told[0]["summary"][0]["introduced"] == {"version": "1.2", "neighbour": "1.1", "exact": True}
+    assert told[0]["summary"][0]["introduced"] == {
+        "version": "1.2",
+        "neighbour": "1.1",
+        "exact": True,
+        "platform": "any",
+        "unseen": [],
+    }
     assert len(shelf.fetched) == 4, "each wheel is opened once, however many entries ask"
 
 

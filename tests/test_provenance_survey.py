@@ -233,6 +233,7 @@ def test_absence_where_others_have_it_counts_whatever_else_was_not_looked_at() -
         [look("1.0", False, "macos-arm64"), look("1.0", None, "linux-x86_64"), look("2.0", True, "macos-arm64")],
     )
     assert found.introduced and found.introduced.neighbour == "1.0"
+    assert (found.introduced.platform, found.introduced.unseen) == ("macos-arm64", ("linux-x86_64",))
 
 
 def record(made_at: str, *looks: Look, literal: str = LITERAL) -> Provenance:

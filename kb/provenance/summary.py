@@ -27,6 +27,10 @@ class Edge:
     """The nearest older release looked at, in which it was the other way round."""
     exact: bool
     """No release lies between the two."""
+    platform: str
+    """Where the release without it was looked at."""
+    unseen: tuple[str, ...]
+    """Platforms of that release nobody looked at: the literal may stand there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,7 @@ def version_rows(found: Iterable[Standing]) -> tuple[entry_models.Version, ...]:
             if edge:
                 had = "without it" if name == "introduced" else "with it"
                 text = f"`{' '.join(one.literal.split())}`; {edge.neighbour} is the last release looked at {had}"
+                text += f" ({edge.platform})"
                 rows.append(entry_models.Version(version=f"{one.package} {edge.version}", **{name: text}))
     return tuple(rows)
 
@@ -152,7 +157,7 @@ def _introduced(
 ) -> Edge | None:
     older = [release for release in known if stands and Version(release) < Version(stands[0])]
     lacking = [release for release in older if known[release] is False]
-    return _edge(stands[0], lacking[-1], looks) if lacking else None
+    return _edge(stands[0], lacking[-1], looks, lacking[-1]) if lacking else None
 
 
 def _removed(
@@ -160,8 +165,11 @@ def _removed(
 ) -> Edge | None:
     newer = [release for release in known if stands and Version(release) > Version(stands[-1])]
     lacking = [release for release in newer if known[release] is False]
-    return _edge(lacking[0], stands[-1], looks) if lacking else None
+    return _edge(lacking[0], stands[-1], looks, lacking[0]) if lacking else None
 
 
-def _edge(version: str, neighbour: str, looks: Mapping[str, Sequence[Look]]) -> Edge:
-    return Edge(version, neighbour, any(look.previous == neighbour for look in looks[version]))
+def _edge(version: str, neighbour: str, looks: Mapping[str, Sequence[Look]], lacking: str) -> Edge:
+    exact = any(look.previous == neighbour for look in looks[version])
+    without = [look.platform for look in looks[lacking] if look.stands is False]
+    unseen = tuple(look.platform for look in looks[lacking] if look.stands is None)
+    return Edge(version, neighbour, exact, " ".join(without), unseen)

@@ -3,6 +3,8 @@
 A script is a file named `verify.py` beside an `entry.json`. Until one is collected, this plugin adds options and marker
 names to pytest and nothing else: no fixture, no reordering, no output. The first script brings in `collection`,
 `running` and `report`.
+
+PYTEST_DONT_REWRITE: there is no assert here, and pytest warns where a plugin it would rewrite is imported already.
 """
 
 from __future__ import annotations

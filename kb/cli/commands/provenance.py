@@ -20,6 +20,7 @@ from kb.models.provenance import Look, Provenance, Search
 from kb.provenance import Standing, record, summary
 from kb.provenance.question import Question, canonical, questions
 from kb.provenance.shelf import DEFAULT_PLATFORMS, PLATFORMS, PipShelf, Shelf
+from kb.provenance.summary import Edge
 from kb.provenance.survey import Choice, survey
 from kb.render import structured
 from kb.render.page import safe
@@ -177,18 +178,24 @@ def verdict(one: Standing) -> str:
         return f"0 hits: {said}" if one.origin == "signature" else said.replace("stands in none", "STANDS IN NONE")
     span = one.first if one.first == one.last else f"{one.first} to {one.last}"
     parts = [f"stands in {len(one.stands)} of {_releases(one.looked)} looked at ({span})"]
-    if one.introduced and one.introduced.exact:
-        parts.append(f"introduced in {one.introduced.version}, {one.introduced.neighbour} lacks it")
-    elif one.introduced:
-        parts.append(f"introduced after {one.introduced.neighbour}, by {one.introduced.version}")
-    if one.removed and one.removed.exact:
-        parts.append(f"removed in {one.removed.version}, {one.removed.neighbour} has it")
-    elif one.removed:
-        parts.append(f"removed after {one.removed.neighbour}, by {one.removed.version}")
+    parts += [
+        part for edge, name in ((one.introduced, "introduced"), (one.removed, "removed")) if (part := _edge(edge, name))
+    ]
     if one.unknown:
         parts.append(f"{_releases(len(one.unknown))} not judged")
     said = "; ".join(parts)
     return f"STANDS, although the entry claims no literal: {said}" if one.origin == "signature" else said
+
+
+def _edge(edge: Edge | None, name: str) -> str:
+    if edge is None:
+        return ""
+    has = "lacks" if name == "introduced" else "has"
+    span = (
+        f"in {edge.version}, {edge.neighbour} {has} it" if edge.exact else f"after {edge.neighbour}, by {edge.version}"
+    )
+    unseen = f"; {', '.join(edge.unseen)} not looked at" if edge.unseen else ""
+    return f"{name} {span} ({edge.platform}{unseen})"
 
 
 def _word(look: Look) -> str:
