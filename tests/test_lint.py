@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from kb.catalog import load
+from kb.digest import arm_digests
 from kb.errors import UsageError
 from kb.lint import check
 from kb.lint.history import write_once
 from tests.conftest import entry
+from tests.runs import document, trial, write
 
 SAMPLE = "RuntimeError: the frobnicator of pytorch/some-error jammed at step 3\n"
 SCRIPT = """\
@@ -147,3 +149,13 @@ def test_evidence_is_added_and_never_edited_or_removed(sound: Callable[..., Path
     assert found == {"a.json": "was edited", "b.json": "was removed"}
     with pytest.raises(UsageError, match="no-such-revision"):
         list(write_once(root, "no-such-revision"))
+
+
+def test_recovery_is_what_the_run_showed(sound: Callable[..., Path]) -> None:
+    root = sound(recoverability="in_process")
+    folder = root / "pytorch" / "some-error"
+    digest = arm_digests(SCRIPT)["test_reproduces"]
+    write(folder, document([trial("reproduce", arm_digest=digest, recovers=True)]))
+    assert codes(root) == []
+    write(folder, document([trial("reproduce", arm_digest=digest, recovers=False)]))
+    assert codes(root) == ["recoverability-contradicted"]

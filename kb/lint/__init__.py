@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from kb.catalog import Catalog, LoadedEntry
-from kb.lint import record, whole
+from kb.lint import proof, record, whole
 from kb.lint.finding import Finding
 
 __all__ = ["Finding", "check"]
@@ -20,7 +20,7 @@ def check(catalog: Catalog, *, clean: Iterable[Path] = (), only: Sequence[str] =
     findings = [Finding("catalogue-file", p.file, p.field, p.detail, p.remedy) for p in catalog.problems]
     chosen = [loaded for entry_id, loaded in catalog.entries.items() if not only or entry_id in only]
     for loaded in chosen:
-        findings += _of_record(record.CHECKS, loaded)
+        findings += _of_record((*record.CHECKS, *proof.CHECKS), loaded)
     findings += whole.links(catalog)
     findings += whole.pastes(catalog, chosen, clean)
     return sorted(findings, key=lambda finding: (finding.file, finding.field, finding.code))
