@@ -6,11 +6,12 @@ runs to a fixed point: denoising twice changes nothing, and the order in which n
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
+from kb.lazy import pattern
 from kb.models.result import Line
 
 SEGMENT = 65_536
@@ -20,7 +21,7 @@ OVERLAP = 2_048
 
 # --- removed wherever it stands -------------------------------------------------------------------------------
 
-_ESCAPES = re.compile(
+_ESCAPES = pattern(
     r"(?:\x1b|\^\[|\\x1b|\\u001b|\\033)(?:\[[0-?]{0,40}[ -/]{0,4}[@-~]|\][^\x07\x1b]{0,2000}(?:\x07|\x1b\\)|[@-Z\\-_])"
     r"|\x1b"
     r"|\[\d{1,3}(?:;\d{1,3}){0,8}m(?!\])"  # the escape byte itself was lost in a copy
@@ -28,10 +29,10 @@ _ESCAPES = re.compile(
 _ESCAPE_MARKS = ("\x1b", "[", "\\x1b", "\\u001b", "\\033")
 """One of these stands in every line that `_ESCAPES` can match; most lines are spared the search."""
 # Invisible: control characters, zero-width and direction marks. A direction override could disguise text.
-_INVISIBLE = re.compile(
+_INVISIBLE = pattern(
     r"[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]"
 )
-_ENTITY = re.compile(r"&(?:lt|gt|amp|quot|apos|nbsp|#\d{1,7}|#x[0-9a-fA-F]{1,6});")
+_ENTITY = pattern(r"&(?:lt|gt|amp|quot|apos|nbsp|#\d{1,7}|#x[0-9a-fA-F]{1,6});")
 _LOOKALIKES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u00a0": " ", "\u3000": " "})
 
 # --- removed at the start of a line ---------------------------------------------------------------------------
@@ -43,73 +44,98 @@ _MOMENT = rf"(?:{_DATE}[T _]{{1,2}}{_CLOCK}{_ZONE})"
 _LEVEL = r"(?P<level>TRACE|DEBUG|INFO|NOTICE|WARN|WARNING|ERROR|ERR|CRITICAL|FATAL)"
 
 
+_DIGITS = "0123456789"
+_DATES = _DIGITS + "JFMASOND"
+
+
 class Prefix(NamedTuple):
     """One kind of prefix. Named groups `rank`, `worker` and `level` are kept, the rest is thrown away."""
 
     name: str
+    starts: str
+    """Characters of which one is the line's first visible one; empty if that can be any."""
+    needs: str
+    """Text that stands in every line with this prefix."""
     pattern: re.Pattern[str]
 
 
-def _prefix(name: str, pattern: str) -> Prefix:
-    return Prefix(name, re.compile(pattern))
+def _prefix(name: str, starts: str, needs: str, source: str) -> Prefix:
+    return Prefix(name, starts, needs, pattern(source))
 
 
 PREFIXES: tuple[Prefix, ...] = (
-    _prefix("markdown quote", r"[ \t]{0,3}>(?:[ \t]?>){0,8}[ \t]"),
-    _prefix("box edge", r"[ \t]*[│┃║][ \t]?"),
-    _prefix("exception group margin", r"[ \t]*\|(?:[ \t]|$)|[ \t]*\+-?(?=\+?-{5,})"),
-    _prefix("rank", r"[ \t]*\[(?:rank|default|RANK|Rank )(?P<rank>\d{1,6})\] ?:? ?"),
-    _prefix("rank word", r"[ \t]*[Rr]ank ?(?P<rank>\d{1,6}) ?[:|] (?! )"),
-    _prefix("mpirun", r"[ \t]*\[\d{1,4},(?:mpirank:)?(?P<rank>\d{1,6})(?:,algo-\d+)?\](?:<std(?:out|err)>:?| ?:)? ?"),
-    _prefix("stream", r"[ \t]*\[?(?:stderr|stdout|STDERR|STDOUT)\]?(?: [PF])?: ?"),
+    _prefix("markdown quote", ">", "", r"[ \t]{0,3}>(?:[ \t]?>){0,8}[ \t]"),
+    _prefix("box edge", "│┃║", "", r"[ \t]*[│┃║][ \t]?"),
+    _prefix("exception group margin", "|+", "", r"[ \t]*\|(?:[ \t]|$)|[ \t]*\+-?(?=\+?-{5,})"),
+    _prefix("rank", "[", "", r"[ \t]*\[(?:rank|default|RANK|Rank )(?P<rank>\d{1,6})\] ?:? ?"),
+    _prefix("rank word", "Rr", "", r"[ \t]*[Rr]ank ?(?P<rank>\d{1,6}) ?[:|] (?! )"),
+    _prefix(
+        "mpirun",
+        "[",
+        "",
+        r"[ \t]*\[\d{1,4},(?:mpirank:)?(?P<rank>\d{1,6})(?:,algo-\d+)?\](?:<std(?:out|err)>:?| ?:)? ?",
+    ),
+    _prefix("stream", "[sS", "", r"[ \t]*\[?(?:stderr|stdout|STDERR|STDOUT)\]?(?: [PF])?: ?"),
     _prefix(
         "worker",
+        "(",
+        " pid=",
         r"[ \t]*\((?P<worker>[A-Za-z_][\w.:<>-]{0,60}(?: ?\w+=[\w.:-]{1,64},?){0,4} pid=\d+(?:, ip=[\d.a-fA-F:]+)?)\) ?",
     ),
-    _prefix("raylet", r"[ \t]*\((?:raylet|autoscaler|dashboard|gcs_server)[^)\n]{0,60}\) "),
-    _prefix("kubernetes", r"\[pod/[\w./-]{1,120}\] ?"),
-    _prefix("compose", r"[\w.-]{1,40}-?\d{0,3} +\| "),
+    _prefix("raylet", "(", "", r"[ \t]*\((?:raylet|autoscaler|dashboard|gcs_server)[^)\n]{0,60}\) "),
+    _prefix("kubernetes", "[", "[pod/", r"\[pod/[\w./-]{1,120}\] ?"),
+    _prefix("compose", "", " |", r"[\w.-]{1,40}-?\d{0,3} +\| "),
     _prefix(
         "nccl host",
+        "",
+        "] ",
         r"[ \t]*[\w.-]{1,80}:\d{1,8}:\d{1,8} \[(?P<rank>\d{1,4})\] (?=NCCL |[\w./-]+:\d+ NCCL |misc/|transport)",
     ),
-    _prefix("dmesg", r"\[ {0,8}\d{1,9}\.\d{6}\] "),
-    _prefix("syslog", rf"{_DATE} {_CLOCK} [\w.-]{{1,64}} [\w./-]{{1,48}}(?:\[\d+\])?: "),
+    _prefix("dmesg", "[", "", r"\[ {0,8}\d{1,9}\.\d{6}\] "),
+    _prefix("syslog", _DATES, "", rf"{_DATE} {_CLOCK} [\w.-]{{1,64}} [\w./-]{{1,48}}(?:\[\d+\])?: "),
     _prefix(
         "glog",
+        "IWEF",
+        "",
         r"[ \t]*(?P<level>[IWEF])\d{4} \d{2}:\d{2}:\d{2}(?:\.\d{1,9})? +(?:\d+ )?(?:[\w./-]{1,120}:\d+\]|\[?[\w./-]{1,120}:\d+\]?) ?",
     ),
     _prefix(
         "c10d glog",
+        "[",
+        "",
         r"[ \t]*\[(?P<level>[IWEF])(?:\d{3,4} \d{2}:\d{2}:\d{2}(?:\.\d{1,9})?)? ?(?:[\w./-]{1,120}:\d+)?\] ?",
     ),
-    _prefix("cuda log", rf"[ \t]*\[{_CLOCK}\]\[\d+\](?=\[CUDA\])"),
-    _prefix("bracketed moment", rf"[ \t]*\[{_MOMENT}\](?: ?\[\d{{1,8}}\])? ?(?:- )?"),
-    _prefix("bracketed clock", rf"[ \t]*\[{_CLOCK}\] "),
-    _prefix("moment", rf"[ \t]*{_MOMENT}(?: *\| *| - |: |,? )"),
-    _prefix("moment at the end", rf"[ \t]*{_MOMENT}$"),
-    _prefix("clock", rf"{_CLOCK} (?=\S)"),
-    _prefix("location", r"\[[\w.-]{1,80}\.(?:py|cc|cpp|cu|h):\d{1,6}(?::\w+)?\] ?"),
-    _prefix("transformers log", rf"\[{_LEVEL}\|[\w.-]{{1,80}}(?::\d+)?\](?: {_MOMENT})? *>> ?"),
-    _prefix("bracketed level", rf"[ \t]*\[ ?{_LEVEL} ?\][ :]{{0,2}}"),
-    _prefix("level", rf"[ \t]*{_LEVEL}(?: *\| *| - |: +|:(?=\S)| {{1,10}})(?=\S)"),
-    _prefix("logger between bars", r"[\w.-]{1,80}(?::[\w<>-]{1,60}(?::\d+)?)? (?:\||-) (?=\S)(?=[^|]{0,400}$)"),
-    _prefix("logger before level", rf"[\w.-]{{1,80}}: \[{_LEVEL}\] (?=\S)"),
-    _prefix("pytest", r"E {2,}|E\t"),
-    _prefix("progress bar", r"[^|\n]{0,60}\d{1,3}%\|[^|\n]{0,200}\| [^\[\n]{0,60}\[[^\]\n]{0,80}\](?! *$)[ \t]*"),
-    _prefix("shell trace", r"\++ (?=[A-Z_]+=)"),
+    _prefix("cuda log", "[", "[CUDA]", rf"[ \t]*\[{_CLOCK}\]\[\d+\](?=\[CUDA\])"),
+    _prefix("bracketed moment", "[", "", rf"[ \t]*\[{_MOMENT}\](?: ?\[\d{{1,8}}\])? ?(?:- )?"),
+    _prefix("bracketed clock", "[", "", rf"[ \t]*\[{_CLOCK}\] "),
+    _prefix("moment", _DATES, "", rf"[ \t]*{_MOMENT}(?: *\| *| - |: |,? )"),
+    _prefix("moment at the end", _DATES, "", rf"[ \t]*{_MOMENT}$"),
+    _prefix("clock", _DIGITS, "", rf"{_CLOCK} (?=\S)"),
+    _prefix("location", "[", "", r"\[[\w.-]{1,80}\.(?:py|cc|cpp|cu|h):\d{1,6}(?::\w+)?\] ?"),
+    _prefix("transformers log", "[", ">>", rf"\[{_LEVEL}\|[\w.-]{{1,80}}(?::\d+)?\](?: {_MOMENT})? *>> ?"),
+    _prefix("bracketed level", "[", "", rf"[ \t]*\[ ?{_LEVEL} ?\][ :]{{0,2}}"),
+    _prefix("level", "TDINWECF", "", rf"[ \t]*{_LEVEL}(?: *\| *| - |: +|:(?=\S)| {{1,10}})(?=\S)"),
+    _prefix(
+        "logger between bars", "", " ", r"[\w.-]{1,80}(?::[\w<>-]{1,60}(?::\d+)?)? (?:\||-) (?=\S)(?=[^|]{0,400}$)"
+    ),
+    _prefix("logger before level", "", ": [", rf"[\w.-]{{1,80}}: \[{_LEVEL}\] (?=\S)"),
+    _prefix("pytest", "E", "", r"E {2,}|E\t"),
+    _prefix(
+        "progress bar", "", "%|", r"[^|\n]{0,60}\d{1,3}%\|[^|\n]{0,200}\| [^\[\n]{0,60}\[[^\]\n]{0,80}\](?! *$)[ \t]*"
+    ),
+    _prefix("shell trace", "+", "", r"\++ (?=[A-Z_]+=)"),
 )
 """Tried in this order until none fits any more."""
 
 _LOOSE = frozenset({"logger between bars", "logger before level", "compose"})
 """Prefixes that look like ordinary text: taken only behind another prefix that was certain."""
 
-_SRUN = re.compile(r"[ \t]{0,3}(?P<rank>\d{1,4}): ?")
-_BRACKETED_RANK = re.compile(r"[ \t]*\[(?P<rank>\d{1,6})\](?::|(?=[ \t]*\[rank)) ?")
+_SRUN = pattern(r"[ \t]{0,3}(?P<rank>\d{1,4}): ?")
+_BRACKETED_RANK = pattern(r"[ \t]*\[(?P<rank>\d{1,6})\](?::|(?=[ \t]*\[rank)) ?")
 _NUMBERED = ((_SRUN, 0.6), (_BRACKETED_RANK, 0.3))
 
-_BOX_END = re.compile(r"[ \t]*[│┃║][ \t]*$")
-_FENCE = re.compile(r"[ \t]*(?:```|~~~)[\w+-]{0,20}[ \t]*$")
+_BOX_END = pattern(r"[ \t]*[│┃║][ \t]*$")
+_FENCE = pattern(r"[ \t]*(?:```|~~~)[\w+-]{0,20}[ \t]*$")
 
 _SEVERITIES = {
     "I": "info", "INFO": "info", "NOTICE": "info", "D": "debug", "DEBUG": "debug", "TRACE": "debug",
@@ -139,14 +165,14 @@ class _Text:
         self.cuts = [(0, start)] + [(c - length, r) for c, r in self.cuts if c > length]
         self.text = self.text[length:]
 
-    def replace(self, pattern: re.Pattern[str], by: Callable[[str], str]) -> None:
+    def replace(self, noise: re.Pattern[str], by: Callable[[str], str]) -> None:
         """Replace each hit; the character after a hit maps to where it really stood."""
-        if not pattern.search(self.text):
+        if not noise.search(self.text):
             return
         pieces: list[str] = []
         cuts: list[tuple[int, int]] = []
         position = written = 0
-        for hit in pattern.finditer(self.text):
+        for hit in noise.finditer(self.text):
             for chunk, start in ((self.text[position : hit.start()], position), (by(hit.group()), hit.start())):
                 if chunk:
                     cuts.append((written, self.raw(start)))
@@ -196,10 +222,10 @@ def _pieces(text: str) -> Iterator[tuple[int, int, str]]:
 def _numbered_prefix(pieces: list[tuple[int, int, str]]) -> re.Pattern[str] | None:
     """`0: ` of srun or `[0]: `: a bare number is a rank only where a good part of the lines carries one."""
     lines = [piece for _, _, piece in pieces[:2000] if piece.strip()]
-    for pattern, share in _NUMBERED:
-        hits = sum(1 for line in lines if pattern.match(line))
+    for prefix, share in _NUMBERED:
+        hits = sum(1 for line in lines if prefix.match(line))
         if hits >= 2 and hits >= share * len(lines):
-            return pattern
+            return prefix
     return None
 
 
@@ -227,6 +253,8 @@ def _clean(number: int, start: int, piece: str, numbered: re.Pattern[str] | None
 
 
 def _entity(hit: str) -> str:
+    import html
+
     char = html.unescape(hit).translate(_LOOKALIKES)
     return char if len(char) == 1 and char.isprintable() else " "
 
@@ -257,10 +285,17 @@ def _strip_prefixes(line: _Text, numbered: re.Pattern[str] | None) -> tuple[str 
 
 
 def _first_prefix(text: str, certain: bool) -> re.Match[str] | None:
-    for prefix in PREFIXES:
-        if prefix.name in _LOOSE and not certain:
+    for prefix in _candidates(text.lstrip(" \t")[:1], certain):
+        if prefix.needs and prefix.needs not in text:
             continue
         hit = prefix.pattern.match(text)
         if hit and hit.end():
             return hit
     return None
+
+
+@lru_cache(maxsize=512)
+def _candidates(first: str, certain: bool) -> tuple[Prefix, ...]:
+    """Prefixes that a line with this first visible character can have."""
+    possible = (prefix for prefix in PREFIXES if not prefix.starts or (first and first in prefix.starts))
+    return tuple(prefix for prefix in possible if certain or prefix.name not in _LOOSE)

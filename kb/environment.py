@@ -13,6 +13,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from kb import lazy
 from kb.errors import UsageError
 from kb.models.result import Environment, Frame, Line
 
@@ -28,31 +29,31 @@ KNOWN_PACKAGES = frozenset(
 
 # NVIDIA, "CUDA GPU Compute Capability", by the model as drivers print it.
 _CAPABILITIES = (
-    (re.compile(r"\b(?:B200|GB200|B100)\b"), "10.0"),
-    (re.compile(r"\bRTX (?:PRO )?50\d0|\bRTX PRO 6000"), "12.0"),
-    (re.compile(r"\b(?:H100|H200|H800|GH200)\b"), "9.0"),
-    (re.compile(r"\bRTX 40\d0|\bL4\b|\bL40S?\b|\bRTX 6000 Ada"), "8.9"),
-    (re.compile(r"\bRTX 30\d0|\bA10G?\b|\bA40\b|\bRTX A\d000"), "8.6"),
-    (re.compile(r"\bA100|\bA800|\bA30\b"), "8.0"),
-    (re.compile(r"\bT4\b|\bRTX 20\d0|\bGTX 16\d0|\bTITAN RTX|\bQuadro RTX"), "7.5"),
-    (re.compile(r"\bV100|\bTITAN V\b"), "7.0"),
-    (re.compile(r"\bGTX 10\d0|\bP40\b|\bP4\b"), "6.1"),
-    (re.compile(r"\bP100\b"), "6.0"),
-    (re.compile(r"\bK80\b"), "3.7"),
+    (lazy.pattern(r"\b(?:B200|GB200|B100)\b"), "10.0"),
+    (lazy.pattern(r"\bRTX (?:PRO )?50\d0|\bRTX PRO 6000"), "12.0"),
+    (lazy.pattern(r"\b(?:H100|H200|H800|GH200)\b"), "9.0"),
+    (lazy.pattern(r"\bRTX 40\d0|\bL4\b|\bL40S?\b|\bRTX 6000 Ada"), "8.9"),
+    (lazy.pattern(r"\bRTX 30\d0|\bA10G?\b|\bA40\b|\bRTX A\d000"), "8.6"),
+    (lazy.pattern(r"\bA100|\bA800|\bA30\b"), "8.0"),
+    (lazy.pattern(r"\bT4\b|\bRTX 20\d0|\bGTX 16\d0|\bTITAN RTX|\bQuadro RTX"), "7.5"),
+    (lazy.pattern(r"\bV100|\bTITAN V\b"), "7.0"),
+    (lazy.pattern(r"\bGTX 10\d0|\bP40\b|\bP4\b"), "6.1"),
+    (lazy.pattern(r"\bP100\b"), "6.0"),
+    (lazy.pattern(r"\bK80\b"), "3.7"),
 )
-_GPU = re.compile(
+_GPU = lazy.pattern(
     r"(?:NVIDIA(?!-SMI)|Tesla|GeForce|Quadro)[ -](?:[A-Za-z]+[ -]){0,2}[A-Z]{0,3}\d{1,4}[A-Za-z]{0,2}"
     r"(?: (?:Ti|SUPER|Ada|\d{2,3}GB|HBM3|PCIe|NVL|SXM\d))*"
 )
-_PINNED = re.compile(r"(?<![\w./-])([A-Za-z][\w.-]{1,40})==(\d[\w.+!]{0,40})")
-_LISTED = re.compile(
+_PINNED = lazy.pattern(r"(?<![\w./-])([A-Za-z][\w.-]{1,40})==(\d[\w.+!]{0,40})")
+_LISTED = lazy.pattern(
     r"^[\s`*-]{0,6}([A-Za-z][\w-]{1,40})`?(?: +version)?[: ]{1,40}(\d+\.\d[\w.+]{0,40})(?:\s.{0,80})?$"
 )
-_TORCH = re.compile(r"PyTorch version[^:]{0,20}: ?(\d[\w.+]{0,40})")
-_PYTHON = re.compile(r"Python version: ?(\d+\.\d+(?:\.\d+)?)")
-_PYTHON_PATH = re.compile(r"[/\\]python(\d\.\d{1,2})[/\\]|[/\\]Python(3)(\d{1,2})[/\\]")
-_CUDA = re.compile(r"CUDA used to build PyTorch: ?(\d+\.\d+)|CUDA Version: ?(\d+\.\d+)")
-_DRIVER = re.compile(r"(?:Nvidia driver version|Driver Version): ?(\d{3}\.\d[\d.]{0,12})")
+_TORCH = lazy.pattern(r"PyTorch version[^:]{0,20}: ?(\d[\w.+]{0,40})")
+_PYTHON = lazy.pattern(r"Python version: ?(\d+\.\d+(?:\.\d+)?)")
+_PYTHON_PATH = lazy.pattern(r"[/\\]python(\d\.\d{1,2})[/\\]|[/\\]Python(3)(\d{1,2})[/\\]")
+_CUDA = lazy.pattern(r"CUDA used to build PyTorch: ?(\d+\.\d+)|CUDA Version: ?(\d+\.\d+)")
+_DRIVER = lazy.pattern(r"(?:Nvidia driver version|Driver Version): ?(\d{3}\.\d[\d.]{0,12})")
 
 
 def from_paste(lines: Sequence[Line], frames: Iterable[Frame] = ()) -> Environment:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
+from kb import lazy
 from kb.errors import PasteError
 
 _BOMS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
@@ -15,7 +15,7 @@ _PACKED = (
     (b"\xfd7zXZ", "xz", "xzcat"),
     (b"(\xb5/\xfd", "zstd", "zstdcat"),
 )
-_UNPRINTABLE = re.compile(r"[\x00-\x06\x0e-\x1a\x1c-\x1f\ufffd]")
+_UNPRINTABLE = lazy.pattern(r"[\x00-\x06\x0e-\x1a\x1c-\x1f\ufffd]")
 _SAMPLE = 65_536
 
 

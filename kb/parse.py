@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from kb import lazy
 from kb.models.result import Frame, Incident, Line, Link
 
 MESSAGE_LINES = 40
@@ -18,8 +19,8 @@ MESSAGE_LINES = 40
 MESSAGE_LENGTH = 4_000
 """Code points of a message that are kept."""
 
-_HEADER = re.compile(r"^[\s+|]*(?:╭─+ )?Traceback \(most recent call last\)(?:[:]| ─+╮)?\s*$")
-_IPYTHON_HEADER = re.compile(
+_HEADER = lazy.pattern(r"^[\s+|]*(?:╭─+ )?Traceback \(most recent call last\)(?:[:]| ─+╮)?\s*$")
+_IPYTHON_HEADER = lazy.pattern(
     r"^\s*(?P<type>(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*) {2,}Traceback \(most recent call last\)\s*$"
 )
 _CHAINS: tuple[tuple[str, Link], ...] = (
@@ -27,34 +28,34 @@ _CHAINS: tuple[tuple[str, Link], ...] = (
     ("During handling of the above exception, another exception occurred", "context"),
 )
 _FRAMES = (
-    re.compile(r'^\s*File "(?P<file>[^"]{1,1000})", line (?P<line>\d{1,9})(?:, in (?P<function>.{1,300}))?\s*$'),
-    re.compile(r"^\s*File (?P<file>[^\s\"][^\"]{0,1000}?):(?P<line>\d{1,9})(?:, in (?P<function>.{1,300}))?\s*$"),
-    re.compile(
+    lazy.pattern(r'^\s*File "(?P<file>[^"]{1,1000})", line (?P<line>\d{1,9})(?:, in (?P<function>.{1,300}))?\s*$'),
+    lazy.pattern(r"^\s*File (?P<file>[^\s\"][^\"]{0,1000}?):(?P<line>\d{1,9})(?:, in (?P<function>.{1,300}))?\s*$"),
+    lazy.pattern(
         r"^\s*(?P<file>Cell\s+In\s?\[[\d ]{1,8}\])(?:, line (?P<line>\d{1,9}))(?:, in (?P<function>.{1,300}))?\s*$"
     ),
-    re.compile(r"^(?P<file><ipython-input-[\w-]{1,60}>) in (?P<function>.{1,300}?)\s*$"),
-    re.compile(
+    lazy.pattern(r"^(?P<file><ipython-input-[\w-]{1,60}>) in (?P<function>.{1,300}?)\s*$"),
+    lazy.pattern(
         r"^(?P<file>(?:/|~/|[A-Za-z]:[\\/]|\./|\.\./)[^:*?\"<>|]{1,1000}\.\w{1,4}) in (?P<function>[\w<>.]{1,200}\(.{0,300}\)?)\s*$"
     ),
-    re.compile(
+    lazy.pattern(
         r"^(?P<file>(?:/|~/|[A-Za-z]:[\\/]|\./|\.\./)[^:*?\"<>|]{1,1000}):(?P<line>\d{1,9}) in (?P<function>[\w<>.]{1,200})\s*$"
     ),
-    re.compile(r"^(?P<file>[\w./\\~-]{1,300}\.py):(?P<line>\d{1,9}): (?:in )?(?P<function>[\w<>.]{1,200})?\s*$"),
+    lazy.pattern(r"^(?P<file>[\w./\\~-]{1,300}\.py):(?P<line>\d{1,9}): (?:in )?(?P<function>[\w<>.]{1,200})?\s*$"),
 )
-_RICH_SPLIT = re.compile(r"^(?:/|~/|[A-Za-z]:[\\/]).{4,}$")
-_EXCEPTION = re.compile(r"^(?P<type>(?:[A-Za-z_]\w{0,80}\.){0,12}[A-Za-z_]\w{0,120})(?::(?:\s+(?P<message>.*))?)?$")
-_TYPE = re.compile(
+_RICH_SPLIT = lazy.pattern(r"^(?:/|~/|[A-Za-z]:[\\/]).{4,}$")
+_EXCEPTION = lazy.pattern(r"^(?P<type>(?:[A-Za-z_]\w{0,80}\.){0,12}[A-Za-z_]\w{0,120})(?::(?:\s+(?P<message>.*))?)?$")
+_TYPE = lazy.pattern(
     r"(?:Error|Exception|Interrupt|Exit|Unsupported|Failure|Fault|Timeout|Hit|Group|Mismatch|NotFound|Abort|Iteration)$"
 )
-_STANDALONE_TYPE = re.compile(
+_STANDALONE_TYPE = lazy.pattern(
     r"^(?:[a-z_]\w{0,80}\.){0,12}(?:_?[A-Z]\w{0,120}(?:Error|Exception|Unsupported|Interrupt)|Exception|KeyboardInterrupt|SystemExit)$"
 )
-_CODE = re.compile(r"^\s*(?:-+>|❱|>)?\s*\d{1,6}(?:\s|$)")
-_CARETS = re.compile(r"^[\s~^]+$")
-_REPEATED = re.compile(r"^\s*\[Previous line repeated \d+ more times?\]\s*$")
-_RULE_LINE = re.compile(r"^\s*[-=─╭╰╮╯*_]{4,}.*$")
-_INSTALLED = re.compile(r"(?:site|dist)-packages[/\\](?P<package>[A-Za-z_]\w*)")
-_LIBRARY = re.compile(
+_CODE = lazy.pattern(r"^\s*(?:-+>|❱|>)?\s*\d{1,6}(?:\s|$)")
+_CARETS = lazy.pattern(r"^[\s~^]+$")
+_REPEATED = lazy.pattern(r"^\s*\[Previous line repeated \d+ more times?\]\s*$")
+_RULE_LINE = lazy.pattern(r"^\s*[-=─╭╰╮╯*_]{4,}.*$")
+_INSTALLED = lazy.pattern(r"(?:site|dist)-packages[/\\](?P<package>[A-Za-z_]\w*)")
+_LIBRARY = lazy.pattern(
     r"(?:site|dist)-packages[/\\]|lib[/\\]python\d|[/\\]Lib[/\\](?!site)|^<frozen |[/\\]python\d+\.zip|^<string>$"
 )
 

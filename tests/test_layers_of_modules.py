@@ -16,6 +16,7 @@ PACKAGE = Path(kb.__file__).parent
 LAYERS = [
     [
         "errors",
+        "lazy",
         "models.result",
         "models.base",
         "models.entry",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Iterable
+
+_PLAIN_WIDTH = 100
 
 
 def write(text: str) -> None:
@@ -30,4 +31,11 @@ def color() -> bool:
 
 def width() -> int:
     """Columns of the terminal, 100 where there is none."""
-    return shutil.get_terminal_size((100, 24)).columns
+    try:
+        return int(os.environ.get("COLUMNS", "")) or _PLAIN_WIDTH
+    except ValueError:
+        pass
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or _PLAIN_WIDTH
+    except (OSError, ValueError, AttributeError):
+        return _PLAIN_WIDTH
