@@ -16,6 +16,8 @@ from kb.models.result import Line
 
 SEGMENT = 65_536
 """Longer lines are read in segments of this many code points, so that no pattern ever sees an endless line."""
+_NARROWEST, _WIDEST = 40, 300
+"""Widths, in code points, at which terminals and pages cut lines."""
 OVERLAP = 2_048
 """Code points that neighbouring segments share, so that nothing is lost at a seam."""
 
@@ -203,7 +205,8 @@ def denoise(text: str) -> list[Line]:
     """
     pieces = list(_pieces(text))
     numbered = _numbered_prefix(pieces)
-    return [_clean(number, start, piece, numbered) for number, start, piece in pieces]
+    width = _cut_width(pieces)
+    return [_clean(number, start, piece, numbered, width) for number, start, piece in pieces]
 
 
 def _pieces(text: str) -> Iterator[tuple[int, int, str]]:
@@ -219,6 +222,21 @@ def _pieces(text: str) -> Iterator[tuple[int, int, str]]:
             start += len(part) + 1
 
 
+def _cut_width(pieces: list[tuple[int, int, str]]) -> int:
+    """The width at which a terminal or a page cut this paste's lines, 0 if none can be told.
+
+    Cut lines all have the same length and none is longer; rules and boxes do not count.
+    """
+    lengths = [len(piece) for _, _, piece in pieces]
+    width = max(lengths, default=0)
+    if not _NARROWEST <= width <= _WIDEST:
+        return 0
+    cut = [
+        piece for _, _, piece in pieces if len(piece) == width and len(set(piece)) > 8 and not _BOX_END.search(piece)
+    ]
+    return width if len(cut) >= 2 else 0
+
+
 def _numbered_prefix(pieces: list[tuple[int, int, str]]) -> re.Pattern[str] | None:
     """`0: ` of srun or `[0]: `: a bare number is a rank only where a good part of the lines carries one."""
     lines = [piece for _, _, piece in pieces[:2000] if piece.strip()]
@@ -229,7 +247,7 @@ def _numbered_prefix(pieces: list[tuple[int, int, str]]) -> re.Pattern[str] | No
     return None
 
 
-def _clean(number: int, start: int, piece: str, numbered: re.Pattern[str] | None) -> Line:
+def _clean(number: int, start: int, piece: str, numbered: re.Pattern[str] | None, width: int) -> Line:
     line = _Text(piece, start)
     if not piece.isascii():
         line.text = line.text.translate(_LOOKALIKES)
@@ -248,8 +266,9 @@ def _clean(number: int, start: int, piece: str, numbered: re.Pattern[str] | None
     stamped = len(line.text) < length
     while end := _BOX_END.search(line.text):
         line.text = line.text[: end.start()]
+    full = len(piece) == width and not line.text[-1:].isspace() and width > 0
     line.text = "" if _FENCE.match(line.text) else line.text.rstrip()
-    return Line(number, line.text, tuple(line.cuts), source, severity, stamped)
+    return Line(number, line.text, tuple(line.cuts), source, severity, stamped, full)
 
 
 def _entity(hit: str) -> str:

@@ -7,7 +7,7 @@ raises on junk: what is not understood stays a log line.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -33,9 +33,11 @@ _FRAMES = (
     lazy.pattern(
         r"^\s*(?P<file>Cell\s+In\s?\[[\d ]{1,8}\])(?:, line (?P<line>\d{1,9}))(?:, in (?P<function>.{1,300}))?\s*$"
     ),
-    lazy.pattern(r"^(?P<file><ipython-input-[\w-]{1,60}>) in (?P<function>.{1,300}?)\s*$"),
     lazy.pattern(
-        r"^(?P<file>(?:/|~/|[A-Za-z]:[\\/]|\./|\.\./)[^:*?\"<>|]{1,1000}\.\w{1,4}) in (?P<function>[\w<>.]{1,200}\(.{0,300}\)?)\s*$"
+        r"^(?P<file>(?:<ipython-input-[\w-]{1,60}>|/tmp/ipykernel_[\w/]{1,60}\.py|/tmp/ipython-input-[\w.-]{1,60}\.py)) in (?P<function>.{1,300}?)\s*$"
+    ),
+    lazy.pattern(
+        r"^(?P<file>(?:/|~/|[A-Za-z]:[\\/]|\./|\.\./)[^:*?\"<>|]{1,1000}\.\w{1,4}) in (?P<function>(?:<cell line: \d{1,6}>|[\w<>.]{1,200})\(.{0,300}\)?)\s*$"
     ),
     lazy.pattern(
         r"^(?P<file>(?:/|~/|[A-Za-z]:[\\/]|\./|\.\./)[^:*?\"<>|]{1,1000}):(?P<line>\d{1,9}) in (?P<function>[\w<>.]{1,200})\s*$"
@@ -68,19 +70,35 @@ class Passage(NamedTuple):
 
     def locate(self, offset: int) -> tuple[Line, int]:
         """The line and clean column on which code point `offset` of the folded text stands."""
-        position = 0
-        for line in self.lines:
-            for word in re.finditer(r"\S+", line.text):
-                if offset < position + len(word.group()):
-                    return line, word.start() + max(0, offset - position)
-                position += len(word.group()) + 1
+        for start, line, column, length in _words(self.lines):
+            if offset < start + length:
+                return line, column + max(0, offset - start)
         last = self.lines[-1]
         return last, len(last.text)
 
 
 def passage(lines: Sequence[Line]) -> Passage:
-    """Fold `lines` into one searchable text."""
-    return Passage(tuple(lines), " ".join(" ".join(line.text for line in lines).split()))
+    """Fold `lines` into one searchable text. A word that was cut at the edge of the paste is joined again."""
+    parts: list[str] = []
+    end = 0
+    for start, line, column, length in _words(lines):
+        parts.append(" " * (start - end) + line.text[column : column + length])
+        end = start + length
+    return Passage(tuple(lines), "".join(parts))
+
+
+def _words(lines: Iterable[Line]) -> Iterator[tuple[int, Line, int, int]]:
+    """Each word's place in the folded text, its line, its column there, and its length."""
+    end = 0
+    joined = True
+    for line in lines:
+        for word in re.finditer(r"\S+", line.text):
+            goes_on = joined and word.start() == 0 and end > 0
+            start = end if end == 0 or goes_on else end + 1
+            yield start, line, word.start(), len(word.group())
+            end = start + len(word.group())
+            joined = False
+        joined = line.full
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +185,8 @@ class _Stream:
         elif (hit := self._exception(text)) is not None:
             self._take_exception(line, hit)
         else:
-            if self.open is not None and not _RULE_LINE.match(text):
+            # A notebook's traceback ends with its exception; an odd location in it does not end it.
+            if self.open is not None and not self.open.ipython and not _RULE_LINE.match(text):
                 self.open = None
             self.log.append(line)
             self.at += 1

@@ -178,3 +178,33 @@ def test_any_order_of_lines_is_survived(lines: list[str]) -> None:
 @given(st.text(max_size=300))
 def test_any_text_is_survived(paste: str) -> None:
     read(paste)
+
+
+def test_a_notebook_location_that_looks_odd_does_not_end_its_traceback() -> None:
+    paste = """\
+---------------------------------------------------------------------------
+ImportError                               Traceback (most recent call last)
+/usr/local/lib/python3.10/dist-packages/app/load.py in <cell line: 3>()
+      2     if broken:
+----> 3         raise ValueError("CUDA out of memory. Tried to allocate")
+      4
+somewhere strange
+      5     raise ValueError("CUDA out of memory. Tried to allocate")
+
+ImportError: no accelerate
+"""
+    parsed = read(paste)
+    assert [failure.incident.type for failure in parsed.failures] == ["ImportError"]
+    assert not any("out of memory" in line.text for line in parsed.log)
+
+
+def test_a_message_cut_inside_a_word_by_a_terminal_is_whole_again() -> None:
+    error = "RuntimeError: expected mat1 and mat2 to have the same dtype, but got: float != c10::BFloat16"
+    frame = '  File "/opt/conda/lib/python3.11/site-packages/torch/nn/modules/linear.py", line 134, in forward'
+    for width in (43, 57, 60, 79, 80):
+        lines = ["Traceback (most recent call last):", frame, error]
+        paste = "\n".join(line[at : at + width] for line in lines for at in range(0, len(line), width))
+        subject = read(paste).failures[-1].subject
+        assert subject.text == error
+        line, column = subject.locate(subject.text.index("BFloat16"))
+        assert paste.split("\n")[line.number - 1][line.raw_column(column) :].startswith("BFloat16"[: width - column])

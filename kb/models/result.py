@@ -28,6 +28,8 @@ class Line:
     severity: str | None = None
     stamped: bool = False
     """Whether a logger's, launcher's or terminal's prefix was taken off."""
+    full: bool = False
+    """Whether it fills the width at which the paste was cut, so that the next line goes on inside the same word."""
 
     def raw_column(self, column: int) -> int:
         """Raw column of a clean one."""
