@@ -146,13 +146,17 @@ _SEVERITIES = {
 
 
 class _Text:
-    """A line under the knife: its text and, per kept character run, where it came from."""
+    """A line under the knife: its text, per kept character run where it came from, and what was read off it."""
 
-    __slots__ = ("cuts", "text")
+    __slots__ = ("cuts", "number", "severity", "source", "text")
 
     def __init__(self, text: str, start: int) -> None:
         self.text = text
         self.cuts: list[tuple[int, int]] = [(0, start)]
+        self.source: str | None = None
+        self.number: str | None = None
+        """A bare number in front, a rank only where nothing says `rank` outright."""
+        self.severity: str | None = None
 
     def raw(self, column: int) -> int:
         clean, raw = self.cuts[0]
@@ -204,9 +208,21 @@ def denoise(text: str) -> list[Line]:
     Lines count from 1 at each newline; a carriage return inside a line starts another clean line of the same number.
     """
     pieces = list(_pieces(text))
-    numbered = _numbered_prefix(pieces)
     width = _cut_width(pieces)
-    return [_clean(number, start, piece, numbered, width) for number, start, piece in pieces]
+    lines = [_visible(start, piece) for _, start, piece in pieces]
+    lengths = [len(line.text) for line in lines]
+    for line in lines:
+        _strip_prefixes(line)
+    for _ in range(8):  # what stands behind a number may be a prefix again
+        numbered = _numbered_prefix(lines)
+        if numbered is None:
+            break
+        for line in lines:
+            _strip_number(line, numbered)
+    return [
+        _finished(number, line, stamped=len(line.text) < length, full=width > 0 and len(piece) == width)
+        for (number, _, piece), line, length in zip(pieces, lines, lengths, strict=True)
+    ]
 
 
 def _pieces(text: str) -> Iterator[tuple[int, int, str]]:
@@ -237,17 +253,25 @@ def _cut_width(pieces: list[tuple[int, int, str]]) -> int:
     return width if len(cut) >= 2 else 0
 
 
-def _numbered_prefix(pieces: list[tuple[int, int, str]]) -> re.Pattern[str] | None:
+def _numbered_prefix(lines: list[_Text]) -> re.Pattern[str] | None:
     """`0: ` of srun or `[0]: `: a bare number is a rank only where a good part of the lines carries one."""
-    lines = [piece for _, _, piece in pieces[:2000] if piece.strip()]
+    texts = [line.text for line in lines[:2000] if line.text.strip()]
     for prefix, share in _NUMBERED:
-        hits = sum(1 for line in lines if prefix.match(line))
-        if hits >= 2 and hits >= share * len(lines):
+        hits = sum(1 for text in texts if prefix.match(text))
+        if hits >= 2 and hits >= share * len(texts):
             return prefix
     return None
 
 
-def _clean(number: int, start: int, piece: str, numbered: re.Pattern[str] | None, width: int) -> Line:
+def _strip_number(line: _Text, numbered: re.Pattern[str]) -> None:
+    if hit := numbered.match(line.text):
+        line.number = line.number or f"rank{int(hit['rank'])}"
+        line.drop_head(hit.end())
+        _strip_prefixes(line)
+
+
+def _visible(start: int, piece: str) -> _Text:
+    """The piece without escape codes, invisible characters and entities."""
     line = _Text(piece, start)
     if not piece.isascii():
         line.text = line.text.translate(_LOOKALIKES)
@@ -261,14 +285,16 @@ def _clean(number: int, start: int, piece: str, numbered: re.Pattern[str] | None
             line.replace(_ENTITY, _entity)
         if line.text == before:
             break
-    length = len(line.text)
-    source, severity = _strip_prefixes(line, numbered)
-    stamped = len(line.text) < length
-    while end := _BOX_END.search(line.text):
-        line.text = line.text[: end.start()]
-    full = len(piece) == width and not line.text[-1:].isspace() and width > 0
-    line.text = "" if _FENCE.match(line.text) else line.text.rstrip()
-    return Line(number, line.text, tuple(line.cuts), source, severity, stamped, full)
+    return line
+
+
+def _finished(number: int, line: _Text, *, stamped: bool, full: bool) -> Line:
+    text = line.text
+    while end := _BOX_END.search(text):
+        text = text[: end.start()]
+    full = full and not text[-1:].isspace()
+    text = "" if _FENCE.match(text) else text.rstrip()
+    return Line(number, text, tuple(line.cuts), line.source or line.number, line.severity, stamped, full)
 
 
 def _entity(hit: str) -> str:
@@ -278,29 +304,22 @@ def _entity(hit: str) -> str:
     return char if len(char) == 1 and char.isprintable() else " "
 
 
-def _strip_prefixes(line: _Text, numbered: re.Pattern[str] | None) -> tuple[str | None, str | None]:
-    sources: list[str] = []
-    severity: str | None = None
+def _strip_prefixes(line: _Text) -> None:
+    """Take prefixes off until none fits, and keep what they say of stream and severity."""
     certain = False
-    bare: list[str] = []
-    if numbered and (hit := numbered.match(line.text)):
-        bare.append(f"rank{int(hit['rank'])}")  # believed only where nothing says `rank` outright
-        line.drop_head(hit.end())
     for _ in range(32):
-        found = _first_prefix(line.text, certain)
-        if found is None:
-            break
-        hit = found
+        hit = _first_prefix(line.text, certain)
+        if hit is None:
+            return
         groups = hit.groupdict()
         if (rank := groups.get("rank")) is not None:
-            sources.append(f"rank{int(rank)}")
+            line.source = line.source or f"rank{int(rank)}"
         if (worker := groups.get("worker")) is not None:
-            sources.append(worker)
+            line.source = line.source or worker
         if (level := groups.get("level")) is not None:
-            severity = _SEVERITIES.get(level, "error")
+            line.severity = _SEVERITIES.get(level, "error")
         certain = True
         line.drop_head(hit.end())
-    return next(iter(sources + bare), None), severity
 
 
 def _first_prefix(text: str, certain: bool) -> re.Match[str] | None:

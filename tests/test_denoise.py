@@ -79,6 +79,13 @@ def test_bare_numbers_are_ranks_only_where_most_lines_carry_one() -> None:
     assert one[0].text == "0: first item"
 
 
+def test_numbers_behind_other_noise_are_ranks_too_and_nothing_is_left_for_a_second_pass() -> None:
+    paste = "\x03\x0011: [1,11]<stderr>:terminate called\n11: [1,11]<stderr>:  what()\nstderr: 0: a\n1: 0: b"
+    once = texts(paste)
+    assert once == texts("\n".join(once))
+    assert once[0] == "terminate called"
+
+
 def test_html_entities_and_typographic_quotes_become_what_was_typed() -> None:
     assert texts("&lt;module&gt; &amp; \u2018BFloat16\u2019") == ["<module> & 'BFloat16'"]
 
@@ -104,7 +111,11 @@ def test_a_line_far_too_long_is_read_in_overlapping_segments() -> None:
 
 
 NOISY = st.lists(
-    st.one_of(st.sampled_from(NOISES).map(lambda noise: noise.format(ERROR)), st.text(max_size=60)), max_size=6
+    st.one_of(
+        st.sampled_from([*NOISES, "0: {}", "[3]: {}", "\x03{}"]).map(lambda noise: noise.format(ERROR)),
+        st.text(max_size=60),
+    ),
+    max_size=6,
 ).map("\n".join)
 
 
