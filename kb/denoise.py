@@ -250,7 +250,9 @@ def _cut_width(pieces: list[tuple[int, int, str]]) -> int:
     cut = [
         piece for _, _, piece in pieces if len(piece) == width and len(set(piece)) > 8 and not _BOX_END.search(piece)
     ]
-    return width if len(cut) >= 2 else 0
+    # Where text is wrapped between words instead, lengths just below the width are as common as the width itself.
+    short = sum(1 for length in lengths if width - 8 <= length < width)
+    return width if len(cut) >= 2 and len(cut) > short else 0
 
 
 def _numbered_prefix(lines: list[_Text]) -> re.Pattern[str] | None:

@@ -54,6 +54,13 @@ _PYTHON = lazy.pattern(r"Python version: ?(\d+\.\d+(?:\.\d+)?)")
 _PYTHON_PATH = lazy.pattern(r"[/\\]python(\d\.\d{1,2})[/\\]|[/\\]Python(3)(\d{1,2})[/\\]")
 _CUDA = lazy.pattern(r"CUDA used to build PyTorch: ?(\d+\.\d+)|CUDA Version: ?(\d+\.\d+)")
 _DRIVER = lazy.pattern(r"(?:Nvidia driver version|Driver Version): ?(\d{3}\.\d[\d.]{0,12})")
+_NAMED = (
+    ("python", ("Python version",), _PYTHON),
+    ("cuda", ("CUDA used to build", "CUDA Version"), _CUDA),
+    ("driver", ("driver version", "Driver Version"), _DRIVER),
+    ("gpu", ("NVIDIA", "Tesla", "GeForce", "Quadro"), _GPU),
+)
+"""What a line can name, with texts of which one stands in every line that does: most lines are spared the search."""
 
 
 def from_paste(lines: Sequence[Line], frames: Iterable[Frame] = ()) -> Environment:
@@ -64,14 +71,15 @@ def from_paste(lines: Sequence[Line], frames: Iterable[Frame] = ()) -> Environme
         text = line.text
         if len(text) > 2_000:
             continue
-        for name, version in _PINNED.findall(text):
-            packages.setdefault(_normalised(name), version)
+        if "==" in text:
+            for name, version in _PINNED.findall(text):
+                packages.setdefault(_normalised(name), version)
         if (hit := _LISTED.match(text)) and _normalised(hit[1]) in KNOWN_PACKAGES:
             packages.setdefault(_normalised(hit[1]), hit[2])
-        if hit := _TORCH.search(text):
+        if "PyTorch version" in text and (hit := _TORCH.search(text)):
             packages.setdefault("torch", hit[1])
-        for key, pattern in (("python", _PYTHON), ("cuda", _CUDA), ("driver", _DRIVER), ("gpu", _GPU)):
-            if key not in known and (hit := pattern.search(text)):
+        for key, marks, pattern in _NAMED:
+            if key not in known and any(mark in text for mark in marks) and (hit := pattern.search(text)):
                 known[key] = next((group for group in hit.groups() if group), hit.group())
     os: Literal["linux", "windows"] | None = None
     for frame in frames:

@@ -12,7 +12,7 @@ from pathlib import Path
 import kb
 from kb.errors import EntryError, IndexUnavailableError
 from kb.index import Index
-from kb.index_rows import Rows, add
+from kb.index_rows import Rows, add, add_literals
 from kb.index_tables import SQL, TABLE_DOCS
 from kb.layers import INDEX_SCHEMA
 from kb.publish import Publication
@@ -101,6 +101,7 @@ def _fill(
     ]
     for publication in records:
         add(rows, publication)
+    add_literals(rows)
     database = Database(connection)
     database.executescript(SQL)
     for table, found in rows.items():

@@ -11,6 +11,7 @@ from kb.errors import PatternError
 from kb.index import spaced
 from kb.models.published import PublishedDeadEnd, PublishedEntry, PublishedWorkaround, Rate
 from kb.patterns import compile_pattern, required_literals
+from kb.prefilter import rarest_grams
 from kb.publish import Publication
 
 Rows = dict[str, list[dict[str, Any]]]
@@ -54,6 +55,18 @@ def add(rows: Rows, publication: Publication) -> None:
     rows["trials"] += _trials(publication)
     rows["rates"] += _rates(entry)
     rows["entries_fts"].append(_words(entry))
+
+
+def add_literals(rows: Rows) -> None:
+    """Number the signatures, and list them by their literals. To be called once, when all publications are in."""
+    wanted: list[tuple[str, int]] = []
+    for number, row in enumerate(rows["signatures"], start=1):
+        row["number"] = number
+        wanted += [(literal, number) for literal in json.loads(row["literals"])]
+    gram = rarest_grams(literal for literal, _ in wanted)
+    rows["literals"] = [
+        {"gram": gram[literal], "literal": literal, "signature": number} for literal, number in wanted
+    ]
 
 
 def _entry(publication: Publication) -> dict[str, Any]:

@@ -12,6 +12,7 @@ TABLE_DOCS = {
     "aliases": "Other names of entries: vendor codes, retired ids, merged families.",
     "tags": "Tags of entries.",
     "signatures": "Wordings that are matched, with all that decides. Withdrawn entries have none.",
+    "literals": "Signatures by the texts of which one stands in whatever they match, and by one gram of each text.",
     "causes": "Ways to get an error.",
     "workarounds": "Fixes as claimed, with their state and headline rate: k of n, Wilson 95 % interval.",
     "dead_ends": "What does not help, with its state and headline rate; k counts failures.",
@@ -56,6 +57,7 @@ create table entries (
 create table aliases (alias text, entry_id text references entries (id), primary key (alias, entry_id));
 create table tags (entry_id text references entries (id), tag text, primary key (entry_id, tag));
 create table signatures (
+  number integer primary key,
   entry_id text references entries (id),
   ordinal integer,                 -- 0 the entry's own, then its variants, an imported one last
   signature text not null,
@@ -67,8 +69,14 @@ create table signatures (
   kind text not null,
   supersedes text not null,        -- JSON array
   legacy integer not null,         -- 1 for an imported pattern
-  primary key (entry_id, ordinal)
+  unique (entry_id, ordinal)
 );
+create table literals (
+  gram text,                       -- four characters of the literal that few others have; empty for a short one
+  literal text,                    -- case-folded
+  signature integer references signatures (number),
+  primary key (gram, literal, signature)
+) without rowid;
 create table causes (
   entry_id text references entries (id), id text, summary text not null, detection text not null,
   primary key (entry_id, id)

@@ -38,9 +38,10 @@ class KnowledgeBase:
         """
         lines = denoise(text)
         parsed = parse(lines)
-        incidents, found = find(parsed, self.index.signatures())
+        incidents, found = find(parsed, self.index.candidates)
         known = merged(from_paste(lines, parsed.frames), environment or Environment())
-        parts = roles.assign(found, incidents, self.index.edges() if len(found) > 1 else {})
+        clues = roles.clues(text, lines, incidents) if found and len(incidents) > 1 else None
+        parts = roles.assign(found, incidents, self.index.edges() if len(found) > 1 else {}, clues)
         matches = tuple(self._answer(part, known, locale) for part in parts)
         related = () if matches else self._related(incidents)
         return Result(

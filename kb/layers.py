@@ -14,7 +14,7 @@ from zlib import crc32
 import kb
 from kb.errors import IndexUnavailableError, UsageError
 
-INDEX_SCHEMA = 1
+INDEX_SCHEMA = 2
 """Version of the index's tables; an index with another one is built anew."""
 STAMP_FILE = "STAMP"
 """Written into the packaged entries when a wheel is built."""

@@ -6,7 +6,7 @@ Pure functions over values. A match always says which line, which span, which si
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from kb.index import Signature
@@ -49,15 +49,21 @@ class Hit:
     end: int
 
 
-def find(parsed: Parsed, signatures: Sequence[Signature]) -> tuple[tuple[Incident, ...], tuple[Found, ...]]:
+Candidates = Callable[[str], Sequence[Signature]]
+"""Gives the signatures that can match in a case-folded text."""
+
+
+def find(
+    parsed: Parsed, signatures: Sequence[Signature] | Candidates
+) -> tuple[tuple[Incident, ...], tuple[Found, ...]]:
     """Incidents of the paste, log lines that matched included, and the winning entry of each.
 
     An entry is reported once, at its best incident. Incidents are in the order of their lines.
     """
     subjects = [failure.subject for failure in parsed.failures]
     log = [line for line in parsed.log if line.text.strip()]
-    haystack = fold_case(" ".join(" ".join([*(s.text for s in subjects), *_twice_at_most(log)]).split()))
-    candidates = [s for s in signatures if not s.literals or any(literal in haystack for literal in s.literals)]
+    haystack = fold_case(" ".join(" ".join([*(s.text for s in subjects), *_twice_at_most(log), *_healed(log)]).split()))
+    candidates = signatures(haystack) if callable(signatures) else _possible(signatures, haystack)
     if not candidates:
         return tuple(failure.incident for failure in parsed.failures), ()
     superseded = _Superseded(candidates)
@@ -74,6 +80,11 @@ def find(parsed: Parsed, signatures: Sequence[Signature]) -> tuple[tuple[Inciden
     return _numbered(parsed, found)
 
 
+def _possible(signatures: Iterable[Signature], folded: str) -> list[Signature]:
+    """Signatures of which a literal stands in a folded text, or that have none."""
+    return [s for s in signatures if not s.literals or any(literal in folded for literal in s.literals)]
+
+
 def _twice_at_most(log: Sequence[Line]) -> Iterator[str]:
     """Texts of lines, runs of the same one cut to two: what spans neighbours still does."""
     before = last = None
@@ -81,6 +92,14 @@ def _twice_at_most(log: Sequence[Line]) -> Iterator[str]:
         if not (line.text == last == before):
             yield line.text
         before, last = last, line.text
+
+
+def _healed(log: Sequence[Line]) -> Iterator[str]:
+    """Texts of neighbours between which a word was cut."""
+    for index, line in enumerate(log):
+        if line.full:
+            window = [other for other in log[index : index + WINDOW] if other.source == line.source]
+            yield passage(window).text
 
 
 def _hits(candidates: Iterable[Signature], subject: Passage) -> Iterator[Hit]:
@@ -161,8 +180,7 @@ def _in_log(
 ) -> list[tuple[Incident, Found]]:
     """Each entry's first log line, and the ranks that logged it."""
     first: dict[str, tuple[Incident, Found]] = {}
-    for lines in _windows(candidates, log):
-        subject = passage(lines)
+    for subject in _windows(candidates, log):
         hits = [h for h in _hits(candidates, subject) if _frames_agree(h.signature, frames)]
         winner = superseded.best(hits)
         if winner is None:
@@ -183,24 +201,43 @@ def _in_log(
     return list(first.values())
 
 
-def _windows(candidates: Sequence[Signature], log: Sequence[Line]) -> Iterator[list[Line]]:
+def _windows(candidates: Sequence[Signature], log: Sequence[Line]) -> Iterator[Passage]:
     """Single lines first; then, for what no single line showed, neighbours read together."""
-    literals = {literal for signature in candidates for literal in signature.literals}
-    gated = all(signature.literals for signature in candidates)
-    interesting: set[int] = set()
-    for index, line in enumerate(log):
-        folded = fold_case(" ".join(line.text.split()))
-        if not gated or any(literal in folded for literal in literals):
-            interesting.add(index)
-            yield [line]
-    if not log:
-        return
+    gate = _Gate(candidates)
+    texts = [" ".join(line.text.split()) for line in log]
+    folded = [fold_case(text) for text in texts]
+    interesting = {index for index, text in enumerate(folded) if gate.lets_through(text)}
+    for index in sorted(interesting):
+        yield Passage((log[index],), texts[index])
     for index in range(len(log) - 1):
-        window = [line for line in log[index : index + WINDOW] if line.source == log[index].source]
-        if len(window) > 1 and sum(len(line.text) for line in window) <= LOG_TEXT:
-            folded = fold_case(" ".join(" ".join(line.text for line in window).split()))
-            if (not gated or any(literal in folded for literal in literals)) and index not in interesting:
+        if index in interesting:
+            continue
+        source = log[index].source
+        near = [other for other in range(index, min(index + WINDOW, len(log))) if log[other].source == source]
+        if len(near) == 1 or sum(len(log[other].text) for other in near) > LOG_TEXT:
+            continue
+        if any(log[other].full for other in near[:-1]):
+            window = passage([log[other] for other in near])
+            if gate.lets_through(fold_case(window.text)):
                 yield window
+        elif gate.lets_through(" ".join([folded[other] for other in near])):
+            yield Passage(tuple(log[other] for other in near), " ".join([texts[other] for other in near]))
+
+
+class _Gate:
+    """Whether any of several signatures can match in a folded text."""
+
+    def __init__(self, signatures: Sequence[Signature]) -> None:
+        self._literals = {literal for signature in signatures for literal in signature.literals}
+        self._open = not all(signature.literals for signature in signatures)
+
+    def lets_through(self, folded: str) -> bool:
+        if self._open:
+            return True
+        for literal in self._literals:  # noqa: SIM110  (asked for every line of a log; a generator takes twice as long)
+            if literal in folded:
+                return True
+        return False
 
 
 def _log_incident(message: str, line: int, ranks: tuple[str, ...]) -> Incident:

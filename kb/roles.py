@@ -1,16 +1,71 @@
 """Which failure of a log began it: root, consequence or wrapper.
 
-From what is certain to what is likely: an entry's kind, exception chains, known transitions between entries, and
-the order of lines.
+From what is certain to what is likely: an entry's kind, exception chains, known transitions between entries, what
+kernels and hardware said, that a lost peer is no cause, the launcher's own summary, clocks, and the order of lines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
+from kb import lazy
 from kb.match import Found
-from kb.models.result import Incident, Role
+from kb.models.result import Incident, Line, Role
+
+# What a process says when another one is gone or stuck. Never the cause where another process says what happened.
+_PEER = lazy.pattern(
+    r"collective operation timeout|detected by watchdog at work|watchdog thread terminated"
+    r"|[Cc]onnection (?:was )?(?:closed|reset)(?: by (?:remote )?peer)?|remote process exited or there was a network"
+    r"|ncclRemoteError|Timed out waiting \d{1,9} ?ms for (?:recv|send)|Timed out after \d{1,9} seconds waiting for"
+    r"|Socket Timeout|wait timeout after|Timeout waiting for key|Broken pipe|socket has timed out after"
+    r"|NCCL communicator (?:and|was aborted)|monitoredBarrier|[Hh]eartbeat monitor timed out"
+    r"|EngineCore (?:encountered|died)|EngineDeadError|ActorDiedError|ActorUnavailableError|WorkerCrashedError"
+)
+# What hardware or a kernel reports itself; host calls learn of it later, and their lines may be printed earlier.
+_GROUND = lazy.pattern(
+    r"NVRM: |fallen off the bus|uncorrectable|double.bit|thread: \[\d{1,6},\d{1,6},\d{1,6}\] Assertion"
+)
+_HOST_CALL = lazy.pattern(
+    r"CUDA error|cuda runtime error|CUBLAS_STATUS|CUDNN_STATUS|CUSOLVER_STATUS|CUFFT_|CUSPARSE_STATUS"
+    r"|Triton Error \[CUDA\]|unhandled cuda error|NCCL error"
+)
+_OUT_OF_MEMORY = lazy.pattern(r"out of memory|ALLOC_FAILED|NOT_INITIALIZED|NVRM: .{0,80}Xid.{0,80}: 31,")
+# Exceptions that only carry the news of another one, or of a user who pressed a key.
+_MESSENGER = lazy.pattern(
+    r"^(?:ChildFailedError|ProcessExitedException|ProcessRaisedException|CalledProcessError|KeyboardInterrupt"
+    r"|SystemExit|SignalException|BrokenPipeError|ConnectionResetError|ConnectionRefusedError|EOFError"
+    r"|BrokenProcessPool|CancelledError|RayTaskError(?:\(\w+\))?|RayActorError|Dist(?:Backend|Store|Network)?Error"
+    r"|EngineDeadError|EngineGenerateError|TrainingFailedError|JobException)$|Warning$"
+)
+_CARRIED = lazy.pattern(r"^Caught \w{1,80} in (?:DataLoader worker process|replica|pin memory)|in a background process")
+
+_SUMMARY = "Root Cause (first observed failure)"
+_SUMMARY_LINES = 14
+_SUMMARY_RANK = lazy.pattern(r"^\s*rank\s*:\s*(\d{1,6})\b")
+_SUMMARY_TIME = lazy.pattern(r"^\s*time\s*:\s*(\S{8,40})")
+
+# The program's own clock before that of whatever collected its lines.
+_CLOCKS = (
+    ("glog", lazy.pattern(r"[IWEF](\d{1,2})(\d{2}) (\d{2}):(\d{2}):(\d{2}(?:\.\d{1,9})?)")),
+    ("short", lazy.pattern(r"(?<![\d-])(\d{2})-(\d{2}) (\d{2}):(\d{2}):(\d{2}(?:[.,]\d{1,9})?)")),
+    ("long", lazy.pattern(r"\d{4}[-/.](\d{2})[-/.](\d{2})[T _](\d{2}):(\d{2}):(\d{2}(?:[.,]\d{1,9})?)")),
+)
+_CLOCK_COLUMNS = 200
+
+Moment = tuple[str, tuple[float, ...]]
+"""Which clock, and month, day, hour, minute, second by it. Two clocks are not compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clues:
+    """What a log says of the order of its failures beyond the failures themselves."""
+
+    first_ranks: tuple[str, ...] = ()
+    """Ranks that the launcher saw fail first, as `rank3`."""
+    moments: Mapping[int, Moment] = field(default_factory=dict)
+    """By raw line, for lines of incidents that carry a clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,62 +77,283 @@ class Part:
     why: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Reason:
+    """Why a match is a consequence. `of` is None where what came first is in no entry."""
+
+    of: Found | None
+    words: str
+
+
+def clues(text: str, lines: Sequence[Line], incidents: Sequence[Incident]) -> Clues:
+    """What the launcher's summary and the clocks of `text` say. `lines` are the denoised lines of it."""
+    wanted = {incident.line for incident in incidents}
+    moments: dict[int, Moment] = {}
+    for number, raw in enumerate(text.split("\n"), start=1):
+        if number in wanted and (moment := _moment(raw)) is not None:
+            moments[number] = moment
+    return Clues(_first_ranks(lines), moments)
+
+
+def _moment(raw: str) -> Moment | None:
+    head = raw[:_CLOCK_COLUMNS]
+    for name, pattern in _CLOCKS:
+        if hit := pattern.search(head):
+            return name, tuple(float(part.replace(",", ".")) for part in hit.groups())
+    return None
+
+
+def _first_ranks(lines: Sequence[Line]) -> tuple[str, ...]:
+    """Of several summaries, one a node, the earliest speaks; those of one second speak together."""
+    told: list[tuple[str, str]] = []
+    for index, line in enumerate(lines):
+        if _SUMMARY not in line.text:
+            continue
+        block = [other.text for other in lines[index + 1 : index + _SUMMARY_LINES] if other.source == line.source]
+        rank = next((hit[1] for text in block if (hit := _SUMMARY_RANK.match(text))), None)
+        time = next((hit[1] for text in block if (hit := _SUMMARY_TIME.match(text))), "")
+        if rank is not None:
+            told.append((time, f"rank{int(rank)}"))
+    earliest = min((time for time, _ in told), default="")
+    return tuple(dict.fromkeys(rank for time, rank in told if time == earliest))
+
+
 def assign(
-    found: Sequence[Found], incidents: Sequence[Incident], edges: Mapping[str, frozenset[str]]
+    found: Sequence[Found],
+    incidents: Sequence[Incident],
+    edges: Mapping[str, frozenset[str]],
+    clues: Clues | None = None,
 ) -> tuple[Part, ...]:
     """Matches with their roles, the root first, wrappers last.
 
-    `edges` maps an entry to those it is known to lead to.
+    `edges` maps an entry to those it is known to lead to. There is no root where what came first is in no entry.
     """
-    concrete = [match for match in found if match.kind != "wrapper"]
-    chained = {match.entry_id: _origin(match, concrete, incidents) for match in concrete}
-    caused = {match.entry_id: _cause(match, concrete, edges) for match in concrete}
-    free = [m for m in concrete if not chained[m.entry_id] and not caused[m.entry_id]] or list(concrete)
-    first = min(free, key=lambda match: (match.kind == "warning", match.line), default=None)
-    parts = [_part(match, first, chained.get(match.entry_id), caused.get(match.entry_id)) for match in found]
+    log = _Log(found, incidents, edges, clues or Clues())
+    reasons = {match.entry_id: reason for match in log.concrete if (reason := log.reason(match)) is not None}
+    first = log.first(reasons)
+    known = first or log.earliest([match for match in log.concrete if match.entry_id not in reasons] or log.concrete)
+    parts = [_part(match, first, reasons.get(match.entry_id), log.stranger) for match in found]
     order = {"root": 0, "consequence": 1, "wrapper": 2}
     return tuple(
-        sorted(parts, key=lambda p: (order[p.role], p.found is not first, p.found.level != "exact", p.found.line))
+        sorted(parts, key=lambda p: (order[p.role], p.found is not known, p.found.level != "exact", p.found.line))
     )
 
 
-def _part(match: Found, first: Found | None, origin: Found | None, cause: Found | None) -> Part:
+def unknown_origin(incidents: Sequence[Incident], matched: Sequence[int], clues: Clues | None = None) -> int | None:
+    """Index of the exception that no entry explains and that most likely began it, None if there is none.
+
+    `matched` are indices of incidents that an entry explains. A rank that the launcher saw fail first goes first.
+    """
+    handled = {incident.follows for incident in incidents if incident.follows is not None}
+    named = frozenset((clues or Clues()).first_ranks)
+    known = {_likeness(incidents[index]) for index in matched}
+    strangers = [
+        index
+        for index, incident in enumerate(incidents)
+        if index not in matched and _is_own_failure(incident) and _likeness(incident) not in known
+    ]
+    heads = [index for index in strangers if not (index in handled and _is_import(incidents[index]))] or strangers
+    return min(heads, key=lambda i: (not named.intersection(incidents[i].ranks), incidents[i].line), default=None)
+
+
+def _is_own_failure(incident: Incident) -> bool:
+    """An exception that says what went wrong where it was raised."""
+    if incident.kind != "exception":
+        return False
+    name = (incident.type or "").rpartition(".")[2]
+    said = _said(incident)
+    return not (
+        _MESSENGER.search(name) or _PEER.search(said) or _CARRIED.search(incident.message) or _is_late(incident)
+    )
+
+
+def _is_late(incident: Incident) -> bool:
+    return "device-side assert triggered" in incident.message
+
+
+def _likeness(incident: Incident) -> tuple[str, str]:
+    """Copies of a failure that differ in frames or figures are alike."""
+    return (incident.type or "").rpartition(".")[2], re.sub(r"\d+", "0", incident.message[:60])
+
+
+def _said(incident: Incident) -> str:
+    """What an incident says, in one line as patterns see it."""
+    return " ".join(f"{incident.type or ''}: {incident.message[:2_000]}".split())
+
+
+def _is_import(incident: Incident) -> bool:
+    return (incident.type or "").rpartition(".")[2] in ("ImportError", "ModuleNotFoundError")
+
+
+def _part(match: Found, first: Found | None, reason: _Reason | None, stranger: Incident | None) -> Part:
     if match.kind == "wrapper":
         return Part(match, "wrapper", "reports that something else failed")
     if match is first:
-        return Part(match, "root", "the first failure of the log" if origin or cause else "")
-    if origin is not None:
-        return Part(match, "consequence", f"raised because of {origin.entry_id}")
-    if cause is not None:
-        return Part(match, "consequence", f"known to follow {cause.entry_id}")
+        return Part(match, "root", "the first failure of the log" if reason else "")
+    if reason is not None:
+        return Part(match, "consequence", reason.words)
+    if first is None and match.kind == "warning":
+        return Part(match, "consequence", "a warning; what ended the program is something else")
+    if first is None and stranger is not None:
+        return Part(match, "consequence", f"{_named(stranger)} came first, and no entry knows it")
     return Part(match, "consequence", "appears after the first failure; it may be one of its own")
 
 
-def _origin(match: Found, concrete: Sequence[Found], incidents: Sequence[Incident]) -> Found | None:
-    """The recognised exception from which this one was raised."""
-    by_incident = {other.incident: other for other in concrete}
-    origin: Found | None = None
-    seen: set[int] = set()
-    current = incidents[match.incident].follows
-    while current is not None and current not in seen:
-        seen.add(current)
-        if (other := by_incident.get(current)) is not None and other is not match:
-            origin = other
-        current = incidents[current].follows
-    return origin
+def _named(incident: Incident) -> str:
+    name = (incident.type or "").rpartition(".")[2]
+    rank = f" on {incident.ranks[0]}" if incident.ranks else ""
+    return f"{name}{rank} (line {incident.line})"
 
 
-def _cause(match: Found, concrete: Sequence[Found], edges: Mapping[str, frozenset[str]]) -> Found | None:
-    return next(
-        (
+class _Log:
+    """The failures of one log, and what speaks for which of them."""
+
+    def __init__(
+        self,
+        found: Sequence[Found],
+        incidents: Sequence[Incident],
+        edges: Mapping[str, frozenset[str]],
+        clues: Clues,
+    ) -> None:
+        self.concrete = [match for match in found if match.kind != "wrapper"]
+        self.wrapped = len(self.concrete) < len(found)
+        self.incidents = incidents
+        self.edges = edges
+        self.clues = clues
+        self.said = {match.entry_id: _said(incidents[match.incident]) for match in self.concrete}
+        self.peers = [m for m in self.concrete if _PEER.search(self.said[m.entry_id])]
+        origin = unknown_origin(incidents, [match.incident for match in found], clues)
+        self.stranger = None if origin is None else incidents[origin]
+
+    def reason(self, match: Found) -> _Reason | None:
+        """Why `match` followed something else, None if nothing says so."""
+        if origin := self._origin(match):
+            return _Reason(origin, f"raised because of {origin.entry_id}")
+        if cause := self._cause(match):
+            return _Reason(cause, f"known to follow {cause.entry_id}")
+        if ground := self._ground(match):
+            return _Reason(ground, f"{ground.entry_id} happened on the device before any call could report it")
+        if after := self._after_probe(match):
+            return _Reason(after, f"a failed import that the program handled; {after.entry_id} ended it")
+        if match in self.peers:
+            return self._lost_peer(match)
+        return None
+
+    def first(self, reasons: Mapping[str, _Reason]) -> Found | None:
+        """The match that began it; None where that is something no entry knows."""
+        free = [match for match in self.concrete if match.entry_id not in reasons]
+        if not free:
+            if any(reason.of is None for reason in reasons.values()):
+                return None
+            free = self.concrete
+        errors = [match for match in free if match.kind == "error"]
+        if not errors and (self.wrapped or self.stranger is not None):
+            return None  # a warning is no reason to die
+        if errors and self._launcher_saw_stranger(errors):
+            return None
+        return self.earliest(errors or free)
+
+    def earliest(self, matches: Sequence[Found]) -> Found | None:
+        """By the launcher's summary, then by one common clock, then by lines."""
+        clocks = {match.entry_id: self.clues.moments.get(match.line) for match in matches}
+        names = {clock[0] if clock else None for clock in clocks.values()}
+        timed = len(names) == 1 and None not in names
+
+        def key(match: Found) -> tuple[bool, bool, tuple[float, ...], int]:
+            clock = clocks[match.entry_id]
+            return match.kind == "warning", not self._is_named(match), clock[1] if timed and clock else (), match.line
+
+        return min(matches, key=key, default=None)
+
+    def _is_named(self, match: Found) -> bool:
+        return bool(set(self.clues.first_ranks).intersection(self._ranks(match)))
+
+    def _ranks(self, match: Found) -> tuple[str, ...]:
+        return self.incidents[match.incident].ranks
+
+    def _launcher_saw_stranger(self, errors: Sequence[Found]) -> bool:
+        """The launcher names a rank whose exception no entry knows, and none of the known ones is of that rank."""
+        named = set(self.clues.first_ranks)
+        return (
+            self.stranger is not None
+            and bool(named.intersection(self.stranger.ranks))
+            and all(self._ranks(match) and not self._is_named(match) for match in errors)
+        )
+
+    def _chain(self, match: Found) -> Iterator[int]:
+        """Incidents this one was raised from or while handling, nearest first; handled imports end the search."""
+        seen: set[int] = set()
+        current = match.incident
+        while (before := self.incidents[current].follows) is not None and before not in seen:
+            handled = self.incidents[current].link == "context" and _is_import(self.incidents[before])
+            if handled and not _is_import(self.incidents[match.incident]):
+                return
+            seen.add(before)
+            yield before
+            current = before
+
+    def _origin(self, match: Found) -> Found | None:
+        """The recognised exception from which this one was raised."""
+        by_incident = {other.incident: other for other in self.concrete if other is not match}
+        origins = [by_incident[index] for index in self._chain(match) if index in by_incident]
+        return origins[-1] if origins else None
+
+    def _after_probe(self, match: Found) -> Found | None:
+        """The recognised exception raised while this failed import was being handled."""
+        if not _is_import(self.incidents[match.incident]):
+            return None
+        for other in self.concrete:
+            later = self.incidents[other.incident]
+            if later.follows == match.incident and later.link == "context" and not _is_import(later):
+                return None if _leads(match.entry_id, other.entry_id, self.edges) else other
+        return None
+
+    def _cause(self, match: Found) -> Found | None:
+        """A recognised failure that is known to lead to this one."""
+        causes = (
             other
-            for other in concrete
+            for other in self.concrete
             if other is not match
-            and _leads(other.entry_id, match.entry_id, edges)
-            and not _leads(match.entry_id, other.entry_id, edges)
-        ),
-        None,
-    )
+            and _leads(other.entry_id, match.entry_id, self.edges)
+            and not _leads(match.entry_id, other.entry_id, self.edges)
+        )
+        return next(causes, None)
+
+    def _ground(self, match: Found) -> Found | None:
+        """What the hardware or a kernel on the same rank reported, if this is a call that learned of it."""
+        said = self.said[match.entry_id]
+        if not _HOST_CALL.search(said) or _GROUND.search(said) or _OUT_OF_MEMORY.search(said):
+            return None
+        ranks = set(self._ranks(match))
+        return next(
+            (
+                other
+                for other in self.concrete
+                if other is not match
+                and _GROUND.search(self.said[other.entry_id])
+                and not (ranks and self._ranks(other) and not ranks.intersection(self._ranks(other)))
+            ),
+            None,
+        )
+
+    def _lost_peer(self, match: Found) -> _Reason | None:
+        """The failure of another process that this one, which lost its peer, followed."""
+        ranks = set(self._ranks(match))
+        errors = [other for other in self.concrete if other.kind == "error" and other not in self.peers]
+        elsewhere = [
+            other
+            for other in errors
+            if not ranks or not self._ranks(other) or set(self._ranks(other)) - ranks or other.line < match.line
+        ]
+        if cause := self.earliest(elsewhere):
+            return _Reason(cause, f"a peer was lost, and {cause.entry_id} says why")
+        stranger = self.stranger
+        if stranger is None:
+            return None
+        apart = bool(ranks and stranger.ranks and not ranks.intersection(stranger.ranks))
+        if apart or stranger.line < match.line:
+            return _Reason(None, f"a peer was lost: {_named(stranger)} came first, and no entry knows it")
+        return None
 
 
 def _leads(start: str, goal: str, edges: Mapping[str, frozenset[str]]) -> bool:

@@ -28,7 +28,7 @@ LAYERS = [
         "literals",
         "layers",
     ],
-    ["denoise", "parse", "patterns", "complaints", "catalog", "environment", "localize", "intake"],
+    ["denoise", "parse", "patterns", "complaints", "catalog", "environment", "localize", "intake", "prefilter", "excerpt"],
     ["index", "evidence"],
     ["match", "rates"],
     ["roles", "rank", "states", "tiers", "publish", "foreign", "schema", "verify"],

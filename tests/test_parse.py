@@ -208,3 +208,11 @@ def test_a_message_cut_inside_a_word_by_a_terminal_is_whole_again() -> None:
         assert subject.text == error
         line, column = subject.locate(subject.text.index("BFloat16"))
         assert paste.split("\n")[line.number - 1][line.raw_column(column) :].startswith("BFloat16"[: width - column])
+
+
+def test_lines_wrapped_between_words_keep_their_spaces() -> None:
+    paste = "RuntimeError: the first line of this message is wrapped between\nits words, and so it has a second line which is just as long\nand a third one that comes close to it in length, as they do.\n"
+    widths = [len(line) for line in paste.splitlines()]
+    assert max(widths) - min(widths) < 8
+    assert "between its words" in read(paste).failures[0].subject.text
+    assert "long and a third" in read(paste).failures[0].subject.text

@@ -65,12 +65,15 @@ def test_a_claim_without_a_literal_is_content_with_no_hits(
     assert capsys.readouterr().out.count("0 hits: stands in none of 4 releases") == 2
 
 
-def test_a_claim_without_a_literal_that_stands_after_all_is_contradicted(
-    catalogue: Callable[..., Path], shelf: Folder, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("arm", "code"), [("refutes", 1), ("reproduces", 0)])
+def test_a_refuted_claim_that_stands_after_all_is_contradicted(
+    catalogue: Callable[..., Path], shelf: Folder, capsys: pytest.CaptureFixture[str], arm: str, code: int
 ) -> None:
     root = catalogue(entry(signature=f"ValueError: {LITERAL}", regex=LITERAL))
-    assert run(Options(every=True, root=root, packages=("demo",), write=False), shelf) == 1
-    assert "STANDS, although the entry claims no literal" in capsys.readouterr().out
+    script = root / "pytorch/some-error/verify.py"
+    script.write_text(f"import pytest\n\n\n@pytest.mark.{arm}\ndef test_it(): ...\n")
+    assert run(Options(every=True, root=root, packages=("demo",), write=False), shelf) == code
+    assert "STANDS, though the entry claims no literal" in capsys.readouterr().out
 
 
 def test_json_carries_the_records_and_what_they_say(

@@ -40,7 +40,7 @@ class Standing:
     package: str
     literal: str
     origin: Origin
-    """`signature`: the entry claims nothing, so standing nowhere is what it says."""
+    """`signature`: the entry claims no literal; of a refuted claim, standing nowhere is then what it says."""
     stands: tuple[str, ...]
     lacks: tuple[str, ...]
     """Releases without it, looked at where other releases have it."""
@@ -66,10 +66,9 @@ class Standing:
         """Newest release looked at that has it."""
         return self.stands[-1] if self.stands else None
 
-    @property
-    def contradicted(self) -> bool:
-        """Whether what was found is the opposite of what the entry says."""
-        return bool(self.stands) if self.origin == "signature" else self.nowhere
+    def contradicts(self, *, refuted: bool) -> bool:
+        """Whether what was found is the opposite of what the entry says; `refuted` if it calls its claim refuted."""
+        return refuted and bool(self.stands) if self.origin == "signature" else self.nowhere
 
     @property
     def nowhere(self) -> bool:

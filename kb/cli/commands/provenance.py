@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,8 @@ from kb.provenance.summary import Edge
 from kb.provenance.survey import Choice, survey
 from kb.render import structured
 from kb.render.page import safe
+
+_REFUTES = re.compile(r"^@pytest\.mark\.refutes\b", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def run(options: Options, shelf: Shelf | None = None) -> int:
                 done.append(_finish(work, options))
     if options.as_json:
         terminal.write(structured.dumps([_plain(made, found) for made, found in done]))
-    return 2 if failed else _code([one for _, found in done for one in found])
+    return 2 if failed else _code(done, {work.loaded.entry.id for work in works if _is_refuted(work.loaded)})
 
 
 def _works(options: Options) -> Iterator[_Work]:
@@ -184,7 +187,7 @@ def verdict(one: Standing) -> str:
     if one.unknown:
         parts.append(f"{_releases(len(one.unknown))} not judged")
     said = "; ".join(parts)
-    return f"STANDS, although the entry claims no literal: {said}" if one.origin == "signature" else said
+    return f"STANDS, though the entry claims no literal: {said}" if one.origin == "signature" else said
 
 
 def _edge(edge: Edge | None, name: str) -> str:
@@ -222,10 +225,18 @@ def _plain(made: Provenance, found: Sequence[Standing]) -> Mapping[str, object]:
     return {"record": made.model_dump(mode="json"), "summary": [asdict(one) for one in found]}
 
 
-def _code(found: Sequence[Standing]) -> int:
-    if any(one.contradicted for one in found):
+def _code(done: Sequence[tuple[Provenance, Sequence[Standing]]], refuted: Collection[str]) -> int:
+    if any(one.contradicts(refuted=made.entry in refuted) for made, found in done for one in found):
         return 1
-    return 0 if any(one.looked for one in found) else 3
+    return 0 if any(one.looked for _, found in done for one in found) else 3
+
+
+def _is_refuted(loaded: LoadedEntry) -> bool:
+    """Whether its script shows that the error is not raised, instead of showing that it is."""
+    try:
+        return loaded.script is not None and bool(_REFUTES.search(loaded.script.read_text("utf-8")))
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _progress(message: str) -> None:
