@@ -15,7 +15,9 @@ from kb.errors import EntryError
 from kb.evidence import LoadedEvidence, control_tests
 from kb.models.entry import AuthoredEntry, DeadEnd, TransitionGraph, Workaround
 from kb.models.evidence import Trial
-from kb.models.published import PublishedDeadEnd, PublishedEntry, PublishedWorkaround
+from kb.models.published import Provenance, PublishedDeadEnd, PublishedEntry, PublishedWorkaround
+from kb.provenance.record import load as load_provenance
+from kb.provenance.summary import Standing, summary, version_rows
 from kb.rates import Observation, Wins, headline, measure, observations
 from kb.states import Proof, standing
 from kb.tiers import refutation, tier
@@ -56,6 +58,7 @@ def publish(
     seen = observations(evidence, wins)
     measured = measure(evidence, wins)
     source = _source(loaded.script)
+    standing_in = summary(load_provenance(loaded.folder), entry)
     proof = Proof(evidence, measured, _tests(source), refutation(measured, own))
     workarounds = tuple(_workaround(claim, proof) for claim in entry.workarounds)
     first = min(workarounds, key=fix_order, default=None)
@@ -65,6 +68,7 @@ def publish(
     fields = _fields(entry) | {
         "workarounds": workarounds,
         "dead_ends": tuple(_dead_end(claim, proof) for claim in entry.dead_ends),
+        "versions": (*entry.versions, *version_rows(standing_in)),
         "transition_graph": _graph(entry, _measured_edges(entry, seen, names)),
     }
     return PublishedEntry(
@@ -77,6 +81,7 @@ def publish(
         last_confirmed=max(confirmed).isoformat() if confirmed else None,
         last_updated=max(days).isoformat() if days else entry.first_seen,
         reproduction=headline(measured.reproduction) or headline(measured.refutation),
+        provenance=tuple(_provenance(one) for one in standing_in),
         verify_sha256=file_sha256(loaded.script) if loaded.script else None,
         reproduce_arms=_reproduce_arms(source),
     )
@@ -140,6 +145,17 @@ def _dead_end(claim: DeadEnd, proof: Proof) -> PublishedDeadEnd:
         state_reason=found.reason,
         measured=rate,
         measured_by_device=tuple(found.rates.values()),
+    )
+
+
+def _provenance(found: Standing) -> Provenance:
+    return Provenance(
+        package=found.package,
+        literal=found.literal,
+        origin=found.origin,
+        stands=found.stands,
+        lacks=found.lacks,
+        unknown=found.unknown,
     )
 
 

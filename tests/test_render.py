@@ -84,3 +84,18 @@ def test_json_escapes_what_a_terminal_would_act_on(base: KnowledgeBase) -> None:
     assert "中文" in out
     assert structured.dumps(["\ud800"]) == '[\n  "\\ud800"\n]\n'
     assert dataclasses.is_dataclass(answer)
+
+
+def test_where_a_message_stands_is_said_in_releases_looked_at() -> None:
+    found = {
+        "package": "torch",
+        "literal": "same dtype ",
+        "stands": ["2.1.0", "2.8.0"],
+        "lacks": ["2.0.1"],
+        "unknown": [],
+    }
+    nowhere = {"package": "peft", "literal": "nobody says this", "stands": [], "lacks": ["0.1", "0.2"], "unknown": []}
+    assert text.provenance_lines([found, nowhere, {**nowhere, "package": "trl"}]) == [
+        "torch: “same dtype” stands in 2 of 3 releases looked at, 2.1.0 to 2.8.0",
+        "“nobody says this” stands in none of 4 releases of peft, trl",
+    ]

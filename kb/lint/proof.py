@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from kb import evidence
+from kb import evidence, provenance
 from kb.catalog import LoadedEntry
 from kb.lint.finding import Finding
 
 
 def evidence_acceptable(loaded: LoadedEntry) -> Iterator[Finding]:
-    """Evidence files are well-formed, named after their content, and of this entry."""
+    """Evidence and provenance files are well-formed, named after their content, and of this entry."""
     _, problems = evidence.load(loaded.folder, loaded.entry.id)
-    for problem in problems:
+    for problem in (*problems, *provenance.problems(loaded.folder)):
         yield Finding("evidence-invalid", problem.file, problem.field, problem.detail, problem.remedy)
 
 

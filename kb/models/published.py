@@ -34,6 +34,21 @@ class Rate(Strict):
     peak_bytes: int | None = None
 
 
+class Provenance(Strict):
+    """In which releases of one distribution a literal of the entry was looked for, and found."""
+
+    package: str
+    literal: str
+    origin: Literal["raised_by", "signature"]
+    """`signature`: the entry claims no literal, so the longest constant part of its message was looked for."""
+    stands: tuple[str, ...]
+    """Releases that have it."""
+    lacks: tuple[str, ...]
+    """Releases that do not."""
+    unknown: tuple[str, ...]
+    """Releases that could not be looked at."""
+
+
 class PublishedWorkaround(Workaround):
     """A workaround with what was measured of it."""
 
@@ -72,5 +87,7 @@ class PublishedEntry(AuthoredEntry):
     last_updated: Date | None
     reproduction: Rate | None
     """In how many cells the error came as described; for a refuted claim, in how many it was raised at all."""
+    provenance: tuple[Provenance, ...] = ()
+    """What released wheels hold of the message."""
     verify_sha256: Sha256 | None = None
     reproduce_arms: tuple[ArmReference, ...] = ()

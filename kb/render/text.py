@@ -188,6 +188,8 @@ def record(entry: Mapping[str, Any], *, width: int, color: bool, locale: str = "
 def _rest(page: Page, entry: Mapping[str, Any], label: Mapping[str, str]) -> None:
     if measured := entry.get("reproduction"):
         page.field(label["proof"], f"raised in {rate_words(measured)}, last on {measured['last_run']}")
+    for line in provenance_lines(entry.get("provenance") or ()):
+        page.field(label["proof"] if not entry.get("reproduction") else "", line, "dim")
     for key, field in (("detect", "detection"), ("prevent", "prevention")):
         if entry.get(field):
             page.field(label[key], entry[field])
@@ -201,6 +203,26 @@ def _rest(page: Page, entry: Mapping[str, Any], label: Mapping[str, str]) -> Non
         _reported(page, reported, label)
     for number, source in enumerate(entry.get("sources") or ()):
         page.field(label["sources"] if number == 0 else "", f"{source['url']} ({source['kind']})", "dim")
+
+
+def provenance_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """`torch: "…" stands in 13 of 13 releases looked at, 1.9.0 to 2.14.1`; what stands nowhere in one line."""
+    nowhere = [one for one in found if one["lacks"] and not one["stands"]]
+    lines = []
+    for one in found:
+        looked = [*one["stands"], *one["lacks"]]
+        if one["stands"]:
+            span = f"{one['stands'][0]} to {one['stands'][-1]}" if len(one["stands"]) > 1 else one["stands"][0]
+            text = " ".join(one["literal"].split())
+            lines.append(
+                f"{one['package']}: “{text}” stands in {len(one['stands'])} of {len(looked)} releases looked at, {span}"
+            )
+    if nowhere:
+        count = sum(len(one["lacks"]) for one in nowhere)
+        packages = ", ".join(dict.fromkeys(one["package"] for one in nowhere))
+        text = " ".join(nowhere[0]["literal"].split())
+        lines.append(f"“{text}” stands in none of {count} releases of {packages}")
+    return lines
 
 
 def _reported(page: Page, reported: Mapping[str, Any], label: Mapping[str, str]) -> None:
