@@ -6,7 +6,7 @@ Kept apart from a full terminal library because a single look-up must start with
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from kb import lazy
 
@@ -41,6 +41,17 @@ def cells(text: str) -> int:
     if text.isascii():
         return len(text)
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 0 if unicodedata.combining(c) else 1 for c in text)
+
+
+def columns(lines: Sequence[Sequence[str]]) -> str:
+    """Rows of equally many cells as a table without rules."""
+    widths = [max(cells(safe(line[column])) for line in lines) for column in range(len(lines[0]))]
+    padded = ("  ".join(_padded(safe(cell), width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    return "".join(line.rstrip() + "\n" for line in padded)
+
+
+def _padded(text: str, width: int) -> str:
+    return text + " " * (width - cells(text))
 
 
 def wrap(text: str, width: int) -> list[str]:

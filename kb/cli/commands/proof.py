@@ -11,7 +11,7 @@ from kb.errors import UsageError
 from kb.models.published import Rate
 from kb.rank import cost_words
 from kb.render import structured
-from kb.render.page import cells, safe
+from kb.render.page import columns
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,4 @@ def _table(rows: Sequence[Row]) -> str:
         interval = f"{rate.low:.2f}–{rate.high:.2f}"
         where = "; ".join(rate.environments)
         lines.append((row.entry_id, row.arm, row.claim, f"{rate.k}/{rate.n}", interval, where, cost, rate.last_run))
-    widths = [max(cells(safe(line[column])) for line in lines) for column in range(len(lines[0]))]
-    padded = ("  ".join(safe(cell).ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
-    return "".join(line.rstrip() + "\n" for line in padded)
+    return columns(lines)

@@ -15,7 +15,7 @@ from kb.layers import layers
 from kb.opening import overlays
 from kb.proving import Row, choose, save_samples, table, unmatched
 from kb.render import structured
-from kb.render.page import cells, safe
+from kb.render.page import columns, safe
 from kb.throwaway import interpreter
 from kb.verify.runner import Progress, Report, ScriptRun, run
 
@@ -152,9 +152,7 @@ def _text(rows: Sequence[Row]) -> str:
                 ", ".join(row.outcomes),
             )
         )
-    widths = [max(cells(safe(line[column])) for line in lines) for column in range(len(lines[0]))]
-    padded = ("  ".join(safe(cell).ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
-    return "".join(line.rstrip() + "\n" for line in padded)
+    return columns(lines)
 
 
 def _bundle(destination: Path, chosen: Sequence[LoadedEntry]) -> int:
