@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from kb.models.entry import AuthoredEntry
 from kb.models.evidence import Evidence
+from kb.models.provenance import Provenance
 from kb.models.published import PublishedEntry
 from kb.models.result import Result
 
@@ -22,6 +23,7 @@ def schemas() -> dict[str, str]:
         "entry": ("An authored entry", AuthoredEntry.model_json_schema()),
         "evidence": ("An evidence file", Evidence.model_json_schema()),
         "match": ("The answer of `kb match --format json`", TypeAdapter(Result).json_schema(mode="serialization")),
+        "provenance": ("A provenance file", Provenance.model_json_schema()),
         "published": ("A published record", PublishedEntry.model_json_schema(mode="serialization")),
     }
     return {f"{name}.schema.json": _text(name, title, schema) for name, (title, schema) in found.items()}

@@ -318,10 +318,10 @@ def test_import_and_read_back_the_verbatim_record(tmp_path: Path) -> None:
 
 def test_schemas_are_printed(tmp_path: Path) -> None:
     names = kb("schema").stdout.split()
-    assert names == ["entry", "evidence", "match", "published"]
+    assert names == ["entry", "evidence", "match", "provenance", "published"]
     assert json.loads(kb("schema", "match").stdout)["title"]
     assert kb("schema", "nope").returncode == 2
-    assert len(kb("schema", "--write", tmp_path).stdout.split()) == 4
+    assert len(kb("schema", "--write", tmp_path).stdout.split()) == 5
 
 
 def test_eval_scores_a_corpus(root: Path, tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ def test_a_file_of_another_entry_or_another_name_is_refused(folder: Path) -> Non
 @pytest.mark.parametrize(
     ("looks", "complaint"),
     [
+        ((look("1.0", True).model_copy(update={"version": "latest"}),), "'latest' is no version"),
         ((look("1.0", True).model_copy(update={"sha256": None}),), "names none"),
         ((look("1.0", None).model_copy(update={"reason": None}),), "does not say why"),
         ((look("1.0", False).model_copy(update={"files": 3}),), "counts other files"),

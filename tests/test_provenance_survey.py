@@ -260,6 +260,18 @@ def test_a_literal_the_entry_no_longer_claims_is_left_out() -> None:
     assert [one.literal for one in summary(records, now)] == [LITERAL]
 
 
+def test_an_entry_that_names_nonsense_still_has_its_summary() -> None:
+    raised_by = [{"package": "no name!", "versions": "newest", "literal": LITERAL}]
+    found = summary([record("2026-01-01T00:00:00Z", look("1.0", True))], authored(raised_by=raised_by))
+    assert [one.stands for one in found] == [("1.0",)]
+
+
+def test_what_a_claim_without_a_literal_was_looked_for_stays_in_its_summary() -> None:
+    signature = f"ValueError: {LITERAL}"
+    found = summary([record("2026-01-01T00:00:00Z", look("1.0", False))], authored(signature=signature))
+    assert [one.nowhere for one in found] == [True]
+
+
 def test_rows_for_a_record_tell_what_came_and_went() -> None:
     looks = [look("1.0", False), look("1.1", True, previous="1.0"), look("1.2", False, previous="1.1")]
     rows = version_rows([standing("demo", LITERAL, looks)])

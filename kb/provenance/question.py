@@ -56,6 +56,13 @@ def questions(entry: AuthoredEntry, packages: Sequence[str] = ()) -> tuple[Quest
     return tuple(first.values())
 
 
+def claims(entry: AuthoredEntry) -> frozenset[str]:
+    """Every literal that `questions` would ask of an entry, whatever else is wrong with it."""
+    written = [item.literal for item in entry.raised_by]
+    spoken = [text for text in written if text.strip()]
+    return frozenset(spoken if written and len(spoken) == len(written) else [*spoken, constant_part(entry.signature)])
+
+
 def constant_part(signature: str) -> str:
     """The longest part of an error line that is the same in every report of it; empty if none is long enough."""
     parts = [part.strip(" .,:;()") for part in _VOLATILE.split(_HEAD.sub("", signature.strip()))]

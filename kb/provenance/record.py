@@ -8,6 +8,8 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 
+from packaging.version import InvalidVersion, Version
+
 from kb.catalog import read_model
 from kb.errors import EntryError, EvidenceError
 from kb.models.provenance import Provenance
@@ -92,12 +94,22 @@ def _check_looks(file: Path, record: Provenance) -> None:
     for number, search in enumerate(record.searches):
         for position, look in enumerate(search.looks):
             field = f"searches.{number}.looks.{position}"
+            if not _is_version(look.version) or not (look.previous is None or _is_version(look.previous)):
+                raise EvidenceError(str(file), field, f"{look.version!r} is no version", "run it again")
             if look.stands is not None and look.sha256 is None:
                 raise EvidenceError(str(file), field, "says what a wheel holds and names none", "run it again")
             if look.stands is None and not look.reason:
                 raise EvidenceError(str(file), field, "was not looked at, and does not say why", "run it again")
             if bool(look.stands) != bool(look.files) or len(look.places) > look.files:
                 raise EvidenceError(str(file), field, "counts other files than it found", "run it again")
+
+
+def _is_version(text: str) -> bool:
+    try:
+        Version(text)
+    except InvalidVersion:
+        return False
+    return True
 
 
 def _moment(text: str) -> datetime:

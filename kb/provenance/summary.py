@@ -12,7 +12,7 @@ from packaging.version import Version
 from kb.models import entry as entry_models
 from kb.models.entry import AuthoredEntry
 from kb.models.provenance import Look, Provenance
-from kb.provenance.question import questions
+from kb.provenance.question import claims
 
 Origin = Literal["raised_by", "signature"]
 
@@ -79,7 +79,7 @@ class Standing:
 def summary(records: Iterable[Provenance], entry: AuthoredEntry | None = None) -> tuple[Standing, ...]:
     """What all records of one entry say together; the newest of two looks at the same wheel counts.
 
-    With `entry`, only the literals that it still claims.
+    With `entry`, only the literals that it still claims. Records as `kb.provenance.read` accepts them.
     """
     looks: dict[tuple[str, str, Origin], dict[tuple[str, str], Look]] = {}
     for record in sorted(records, key=lambda record: datetime.fromisoformat(record.made_at)):
@@ -89,7 +89,7 @@ def summary(records: Iterable[Provenance], entry: AuthoredEntry | None = None) -
                 key = (look.version, look.platform)
                 if look.stands is not None or key not in seen:
                     seen[key] = look
-    claimed = None if entry is None else {one.literal for one in questions(entry)}
+    claimed = None if entry is None else claims(entry)
     return tuple(
         standing(package, literal, tuple(seen.values()), origin)
         for (package, literal, origin), seen in looks.items()

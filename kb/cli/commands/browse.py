@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,7 +66,8 @@ def _print(hits: Sequence[Hit], as_json: bool) -> None:
         )
         return
     left = max((cells(hit.entry_id) for hit in hits), default=0)
-    room = max(20, terminal.width() - left - 6)
+    # Cut to the terminal for eyes; whole for programs.
+    room = max(20, terminal.width() - left - 6) if sys.stdout.isatty() else sys.maxsize
     for hit in hits:
         signature = " ".join(safe(hit.signature).split())
         signature = signature if len(signature) <= room else signature[: room - 1] + "…"
