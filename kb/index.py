@@ -14,11 +14,14 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from kb.errors import IndexUnavailableError, UnknownEntryError
 from kb.layers import INDEX_SCHEMA
 from kb.prefilter import Automaton, grams
+
+if TYPE_CHECKING:
+    from kb.excerpt import Scanner
 
 _REBUILD = "run `kb index` to build it anew"
 _RELATED_TERMS = 8
@@ -100,6 +103,7 @@ class Index:
         self.path = path
         """None if it is kept in memory."""
         self._automaton: Automaton | None = None
+        self._scanner: Scanner | None = None
         self._asked = 0
         self._patience: int | None = None
         self._always: _Numbers | None = None
@@ -167,6 +171,14 @@ class Index:
                 literals.setdefault(literal, []).append(number)
             self._automaton = Automaton(literals)
         return self._automaton
+
+    def scanner(self) -> Scanner:
+        """Finds the literals in raw text of large logs; built when first asked for, then kept."""
+        if self._scanner is None:
+            from kb.excerpt import Scanner
+
+            self._scanner = Scanner(literal for (literal,) in self._rows("select distinct literal from literals"))
+        return self._scanner
 
     def _by_grams(self, folded: str) -> _Signatures:
         # `cross join` keeps the order: each gram of the text is looked up, which takes half the time of `in`.

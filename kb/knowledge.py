@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import kb
 from kb import rank, roles
 from kb.denoise import denoise
 from kb.environment import from_paste, merged
 from kb.index import Hit, Index
+from kb.literals import encodable
 from kb.localize import localized
 from kb.match import Found, error_line, find
-from kb.models.result import Environment, Incident, Match, Query, Related, Result
+from kb.models.result import Environment, Incident, Line, Match, Query, Related, Result
 from kb.parse import parse
+
+if TYPE_CHECKING:
+    from kb.explain import Explanation, WhyNot
+
+LARGE = 1_000_000
+"""Code points from which on a text is read in excerpts."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +41,36 @@ class KnowledgeBase:
     def match(self, text: str, environment: Environment | None = None, *, locale: str = "en") -> Result:
         """Answer one paste. Never raises on any text; abstains when nothing is recognised.
 
-        `environment` is what is known beyond the paste itself; what the paste says wins over it.
+        `environment` is what is known beyond the paste itself; what the paste says wins over it. A long text is read
+        as `match_log` does.
         """
-        lines = denoise(text)
+        if len(text) > LARGE:
+            return self.match_log([text], environment, locale=locale)
+        text = encodable(text)
+        return self._answered(enumerate(text.split("\n"), start=1), denoise(text), environment, locale)
+
+    def match_log(self, chunks: Iterable[str], environment: Environment | None = None, *, locale: str = "en") -> Result:
+        """Answer a log of any size, given in pieces, in bounded memory.
+
+        Read are its head and tail and what is around the places that could matter; lines keep their numbers.
+        """
+        from kb.excerpt import excerpt, lines
+
+        rows = excerpt(chunks, self.index.scanner())
+        return self._answered(((row.number, row.text) for row in rows), lines(rows), environment, locale)
+
+    def warm(self) -> None:
+        """Build now what a long-lived process otherwise builds after some look-ups."""
+        self.index.automaton()
+        self.index.scanner()
+
+    def _answered(
+        self, raw: Iterable[tuple[int, str]], lines: Sequence[Line], environment: Environment | None, locale: str
+    ) -> Result:
         parsed = parse(lines)
         incidents, found = find(parsed, self.index.candidates)
         known = merged(from_paste(lines, parsed.frames), environment or Environment())
-        clues = roles.clues(text, lines, incidents) if found and len(incidents) > 1 else None
+        clues = roles.clues(raw, lines, incidents) if found and len(incidents) > 1 else None
         parts = roles.assign(found, incidents, self.index.edges() if len(found) > 1 else {}, clues)
         matches = tuple(self._answer(part, known, locale) for part in parts)
         related = () if matches else self._related(incidents)
@@ -85,6 +115,30 @@ class KnowledgeBase:
         return tuple(
             Related(hit.entry_id, hit.signature, "shares rare words with the last error; not an answer") for hit in hits
         )
+
+    def explain(self, text: str, environment: Environment | None = None) -> Explanation:
+        """What each stage made of a paste that `match` would read in the same way."""
+        from kb.explain import explain
+
+        lines, raw = self._read(text)
+        return explain(lines, raw, self.index.candidates, self.index.edges(), environment)
+
+    def why_not(self, text: str, entry_id: str) -> WhyNot:
+        """The first condition that an entry, given by id or alias, fails on a paste. Raises UnknownEntryError."""
+        from kb.explain import why_not
+
+        name = self.index.record(entry_id)["id"]
+        own = [signature for signature in self.index.signatures() if signature.entry_id == name]
+        return why_not(self._read(text)[0], name, own, self.index.candidates)
+
+    def _read(self, text: str) -> tuple[Sequence[Line], Sequence[tuple[int, str]]]:
+        """Denoised lines, and the raw ones with their numbers; of a long text only excerpts."""
+        if len(text) <= LARGE:
+            return denoise(encodable(text)), list(enumerate(text.split("\n"), start=1))
+        from kb.excerpt import excerpt, lines
+
+        rows = excerpt([text], self.index.scanner())
+        return lines(rows), [(row.number, row.text) for row in rows]
 
     def get(self, entry_id: str) -> Mapping[str, Any]:
         """The published record. Raises UnknownEntryError."""

@@ -56,6 +56,15 @@ def fold_case(text: str) -> str:
     return folded
 
 
+def encodable(text: str) -> str:
+    """`text` with halves of surrogate pairs replaced, one for one: engines and databases take whole characters only."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode()
+    return text
+
+
 def required_literals(regex: str) -> tuple[str, ...]:
     """Texts of which at least one stands in `fold_case(text)` of any text that `regex` matches; the rarest such choice.
 

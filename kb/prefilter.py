@@ -28,7 +28,7 @@ class Automaton:
             self._search = BytesAhoCorasick(patterns, implementation=Implementation.ContiguousNFA)
 
     def hits(self, folded: bytes) -> Sequence[tuple[int, int, int]]:
-        """(number of the literal, start, end) of every literal in a folded text, overlapping ones too, by their ends."""
+        """(number of the literal, start, end) of all literals in a folded text, by their ends; they may overlap."""
         found: Sequence[tuple[int, int, int]] = ()
         if self._search is not None:
             found = self._search.find_matches_as_indexes(folded, overlapping=True)

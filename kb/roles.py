@@ -7,7 +7,7 @@ kernels and hardware said, that a lost peer is no cause, the launcher's own summ
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kb import lazy
@@ -19,9 +19,12 @@ _PEER = lazy.pattern(
     r"collective operation timeout|detected by watchdog at work|watchdog thread terminated"
     r"|[Cc]onnection (?:was )?(?:closed|reset)(?: by (?:remote )?peer)?|remote process exited or there was a network"
     r"|ncclRemoteError|Timed out waiting \d{1,9} ?ms for (?:recv|send)|Timed out after \d{1,9} seconds waiting for"
-    r"|Socket Timeout|wait timeout after|Timeout waiting for key|Broken pipe|socket has timed out after"
-    r"|NCCL communicator (?:and|was aborted)|monitoredBarrier|[Hh]eartbeat monitor timed out"
-    r"|EngineCore (?:encountered|died)|EngineDeadError|ActorDiedError|ActorUnavailableError|WorkerCrashedError"
+    r"|Timed out initializing process group|unhandled system error|ncclSystemError|ncclInternalError"
+    r"|internal error - please report this issue to the NCCL|Socket Timeout|wait timeout after"
+    r"|Timeout waiting for key|Broken pipe|socket has timed out after|has failed to connect to any network address"
+    r"|connection to the C10d store has failed|NCCL communicator (?:and|was aborted)|monitoredBarrier"
+    r"|[Hh]eartbeat monitor timed out|EngineCore (?:encountered|died)|EngineDeadError|ActorDiedError"
+    r"|ActorUnavailableError|WorkerCrashedError"
 )
 # What hardware or a kernel reports itself; host calls learn of it later, and their lines may be printed earlier.
 _GROUND = lazy.pattern(
@@ -85,12 +88,15 @@ class _Reason:
     words: str
 
 
-def clues(text: str, lines: Sequence[Line], incidents: Sequence[Incident]) -> Clues:
-    """What the launcher's summary and the clocks of `text` say. `lines` are the denoised lines of it."""
+def clues(raw: Iterable[tuple[int, str]], lines: Sequence[Line], incidents: Sequence[Incident]) -> Clues:
+    """What a log's clocks and the launcher's summary say.
+
+    `raw` are its lines as they were, with their numbers; `lines` are the denoised ones.
+    """
     wanted = {incident.line for incident in incidents}
     moments: dict[int, Moment] = {}
-    for number, raw in enumerate(text.split("\n"), start=1):
-        if number in wanted and (moment := _moment(raw)) is not None:
+    for number, text in raw:
+        if number in wanted and (moment := _moment(text)) is not None:
             moments[number] = moment
     return Clues(_first_ranks(lines), moments)
 
@@ -309,11 +315,12 @@ class _Log:
         return None
 
     def _cause(self, match: Found) -> Found | None:
-        """A recognised failure that is known to lead to this one."""
+        """A recognised failure that is known to lead to this one, unless the launcher saw this one first."""
         causes = (
             other
             for other in self.concrete
             if other is not match
+            and not (self._is_named(match) and self._ranks(other) and not self._is_named(other))
             and _leads(other.entry_id, match.entry_id, self.edges)
             and not _leads(match.entry_id, other.entry_id, self.edges)
         )

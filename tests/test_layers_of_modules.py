@@ -42,7 +42,7 @@ LAYERS = [
     ],
     ["index", "evidence", "provenance"],
     ["match", "rates"],
-    ["roles", "rank", "states", "tiers", "publish", "foreign", "schema", "verify"],
+    ["roles", "explain", "rank", "states", "tiers", "publish", "foreign", "schema", "verify"],
     [
         "index_tables",
         "index_rows",

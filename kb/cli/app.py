@@ -134,7 +134,9 @@ def import_records(
 
 @app.command()
 def schema(
-    name: Annotated[str | None, typer.Argument(help="entry, published, evidence, provenance or match; nothing lists them.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="entry, published, evidence, provenance or match; nothing lists them.")
+    ] = None,
     write: Annotated[Path | None, typer.Option("--write", help="Write all schemas into this folder.")] = None,
 ) -> None:
     """Print a JSON Schema."""

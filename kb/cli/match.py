@@ -25,6 +25,8 @@ class Options:
     locale: str = "en"
     env: str = "none"
     entries: tuple[str, ...] = ()
+    explain: bool = False
+    why_not: str | None = None
 
 
 _VALUED = {"--format": "format", "-f": "format", "--locale": "locale", "--env": "env", "--entries": "entries"}
@@ -62,6 +64,8 @@ def run(options: Options) -> int:
     inputs = options.files or ("-",)
     if len(inputs) > 1 and options.format == "json":
         raise UsageError("--format json gives one document", "use --format jsonl for several inputs")
+    if options.explain or options.why_not is not None:
+        return _explained(options, inputs)
     environment = known_environment(options.env)
     texts = [(name, _read(name)) for name in inputs]
     folders = [Path(folder) for folder in options.entries]
@@ -71,6 +75,30 @@ def run(options: Options) -> int:
             terminal.write(f"==> {name} <==\n" if options.format == "text" else f"## {name}\n\n")
         terminal.write(render(options, answer))
     return 1 if any(answer.abstained for answer in answers) else 0
+
+
+def _explained(options: Options, inputs: Sequence[str]) -> int:
+    """Show the stages, or why an entry is not the answer, instead of the answer."""
+    from kb.render import explain, structured
+
+    if options.explain and options.why_not is not None:
+        raise UsageError("--explain and --why-not ask different things", "give one of them")
+    if options.format == "markdown":
+        raise UsageError("--format markdown shows no explanation", "use text, json or jsonl")
+    environment = known_environment(options.env)
+    unanswered = 0
+    for name in inputs:
+        text = _read(name)
+        if len(inputs) > 1 and options.format == "text":
+            terminal.write(f"==> {name} <==\n")
+        if (asked := options.why_not) is not None:
+            reason = ask([Path(folder) for folder in options.entries], lambda base: base.why_not(text, asked))  # noqa: B023
+            shown = explain.why_not(reason, width=terminal.width(), color=terminal.color())
+            value, failed = reason, reason.condition != "answered"
+        else:
+            stages = ask
+        terminal.write(shown)
+    return 1 if unanswered else 0
 
 
 def known_environment(choice: str) -> Environment:
