@@ -257,7 +257,7 @@ def _cut_width(pieces: list[tuple[int, int, str]]) -> int:
 
 def _numbered_prefix(lines: list[_Text]) -> re.Pattern[str] | None:
     """`0: ` of srun or `[0]: `: a bare number is a rank only where a good part of the lines carries one."""
-    texts = [line.text for line in lines[:2000] if line.text.strip()]
+    texts = [text for line in lines[:2000] if (text := _tidied(line.text))]
     for prefix, share in _NUMBERED:
         hits = sum(1 for text in texts if prefix.match(text))
         if hits >= 2 and hits >= share * len(texts):
@@ -291,12 +291,16 @@ def _visible(start: int, piece: str) -> _Text:
 
 
 def _finished(number: int, line: _Text, *, stamped: bool, full: bool) -> Line:
-    text = line.text
+    text = _tidied(line.text)
+    full = full and line.text[-1:] == text[-1:]
+    return Line(number, text, tuple(line.cuts), line.source or line.number, line.severity, stamped, full)
+
+
+def _tidied(text: str) -> str:
+    """Without a box's right edge and white space at the end; a fence is nothing."""
     while end := _BOX_END.search(text):
         text = text[: end.start()]
-    full = full and not text[-1:].isspace()
-    text = "" if _FENCE.match(text) else text.rstrip()
-    return Line(number, text, tuple(line.cuts), line.source or line.number, line.severity, stamped, full)
+    return "" if _FENCE.match(text) else text.rstrip()
 
 
 def _entity(hit: str) -> str:
