@@ -7,8 +7,10 @@ runs to a fixed point: denoising twice changes nothing, and the order in which n
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from operator import itemgetter
 from typing import NamedTuple
 
 from kb.lazy import pattern
@@ -159,11 +161,7 @@ class _Text:
         self.severity: str | None = None
 
     def raw(self, column: int) -> int:
-        clean, raw = self.cuts[0]
-        for pair in self.cuts:
-            if pair[0] > column:
-                break
-            clean, raw = pair
+        clean, raw = self.cuts[bisect_right(self.cuts, column, key=itemgetter(0)) - 1]
         return raw + column - clean
 
     def drop_head(self, length: int) -> None:
@@ -178,18 +176,27 @@ class _Text:
         pieces: list[str] = []
         cuts: list[tuple[int, int]] = []
         position = written = 0
+
+        def keep(until: int) -> None:
+            nonlocal written
+            if chunk := self.text[position:until]:
+                cuts.append((written, self.raw(position)))
+                inner = slice(*(bisect_right(self.cuts, edge, key=itemgetter(0)) for edge in (position, until - 1)))
+                cuts.extend((written + c - position, r) for c, r in self.cuts[inner])
+                pieces.append(chunk)
+                written += len(chunk)
+
         for hit in noise.finditer(self.text):
-            for chunk, start in ((self.text[position : hit.start()], position), (by(hit.group()), hit.start())):
-                if chunk:
-                    cuts.append((written, self.raw(start)))
-                    pieces.append(chunk)
-                    written += len(chunk)
+            keep(hit.start())
+            if new := by(hit.group()):
+                cuts.append((written, self.raw(hit.start())))
+                pieces.append(new)
+                written += len(new)
             position = hit.end()
-        tail = self.text[position:]
-        cuts.append((written, self.raw(position)))
-        inner = [(written + c - position, r) for c, r in self.cuts if c > position]
-        self.text = "".join(pieces) + tail
-        self.cuts = _merge(cuts + inner)
+        keep(len(self.text))
+        cuts.append((written, self.raw(len(self.text))))
+        self.text = "".join(pieces)
+        self.cuts = _merge(cuts)
 
 
 def _merge(cuts: list[tuple[int, int]]) -> list[tuple[int, int]]:
