@@ -4,13 +4,17 @@ VENV ?= .venv
 FILE ?= entries/pytorch/linear-dtype-mismatch/samples/recreated-rank1-lora-eval.txt
 BIN := $(VENV)/bin
 
-.PHONY: match test lint types check schemas clean
+.PHONY: match test bench lint types check schemas clean
 
 match: $(VENV)/.installed
 	@$(BIN)/kb match $(FILE)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q
+
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -m pytest -q benchmarks
+	$(BIN)/python benchmarks/compare.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -33,6 +37,11 @@ $(VENV)/.installed: pyproject.toml
 $(VENV)/.installed-dev: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' >&2
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-bench: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]' >&2
 	@touch $@ $(VENV)/.installed
 
 clean:

@@ -186,6 +186,8 @@ def score(cases: Sequence[Case]) -> Report:
 def role_fault(case: Case) -> str:
     """What is wrong with the roles of a case, empty if nothing is."""
     roots = [item for item, role in case.shown if role == "root"]
+    if not roots and case.shown[:1] == ((case.expected, "wrapper"),):
+        roots = [case.shown[0][0]]  # a wrapper alone is an answer
     expected = dict(case.roles or {})
     if case.expected:
         if roots != [case.expected] or case.ranked[:1] != (case.expected,):

@@ -14,8 +14,9 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from kb import lazy
 from kb.errors import IndexUnavailableError, UnknownEntryError
 from kb.layers import INDEX_SCHEMA
 from kb.prefilter import Automaton, grams
@@ -32,7 +33,7 @@ _AT_ONCE = 10_000
 _MOST_RECORDS = 4_096
 _MOST_WORDS = 32
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
-_TOKEN = re.compile(f"[{_CJK}]+|(?:(?![{_CJK}])\\w)+")
+_TOKEN = lazy.pattern(f"[{_CJK}]+|(?:(?![{_CJK}])\\w)+")
 _URI_SAFE = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~/:")
 
 # Columns of entries_fts in order: id, aliases, signatures, tags, root_cause, causes, actions, zh.
@@ -60,8 +61,7 @@ class Signature:
     """True for an imported pattern, which keeps no policy."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
+class Hit(NamedTuple):
     """One entry found by words."""
 
     entry_id: str
@@ -73,8 +73,7 @@ class Hit:
     """Which of the asked terms it shares; only `related` says."""
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(NamedTuple):
     """A catalogue file that was left out when the index was built."""
 
     file: str

@@ -64,9 +64,7 @@ def add_literals(rows: Rows) -> None:
         row["number"] = number
         wanted += [(literal, number) for literal in json.loads(row["literals"])]
     gram = rarest_grams(literal for literal, _ in wanted)
-    rows["literals"] = [
-        {"gram": gram[literal], "literal": literal, "signature": number} for literal, number in wanted
-    ]
+    rows["literals"] = [{"gram": gram[literal], "literal": literal, "signature": number} for literal, number in wanted]
 
 
 def _entry(publication: Publication) -> dict[str, Any]:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import sys
+from codecs import getincrementaldecoder
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO
 
 from kb import lazy
 from kb.errors import PasteError
@@ -17,28 +21,60 @@ _PACKED = (
 )
 _UNPRINTABLE = lazy.pattern(r"[\x00-\x06\x0e-\x1a\x1c-\x1f\ufffd]")
 _SAMPLE = 65_536
+_LARGE = 1_048_576
+"""Bytes from which on an input is read piece by piece."""
+_PIECE = 262_144
 
 
-def read_file(path: Path) -> str:
-    """Text of one file. Raises PasteError if it is missing, a folder, unreadable, compressed, or not text."""
+def read_file(path: Path) -> str | Iterator[str]:
+    """Text of one file; of a large one its pieces, read as they are asked for.
+
+    Raises PasteError if it is missing, a folder, unreadable, compressed, or not text.
+    """
     try:
-        data = path.read_bytes()
+        with ExitStack() as closing:
+            text = _read(closing.enter_context(path.open("rb")), str(path))
+            if isinstance(text, str):
+                return text
+            return _until_read(text, closing.pop_all())
     except FileNotFoundError:
         raise PasteError(f"{path}: no such file", "check the path, or pipe the text: … | kb match -") from None
     except IsADirectoryError:
         raise PasteError(f"{path}: is a folder", f"name the files in it: kb match {path}/*.log") from None
     except OSError as error:
         raise PasteError(f"{path}: {error.strerror or error}", "check that you may read it") from error
-    return decode(data, str(path))
 
 
-def read_stdin() -> str:
-    """Text of standard input; on a terminal, says on standard error that it waits."""
+def read_stdin() -> str | Iterator[str]:
+    """Text of standard input, of much of it the pieces; on a terminal, says on standard error that it waits."""
     if sys.stdin is None or sys.stdin.closed:
         raise PasteError("standard input is closed", "name a file: kb match trace.txt")
     if sys.stdin.isatty():
         print("Paste the traceback, then press Ctrl-D (Ctrl-Z and Enter on Windows).", file=sys.stderr, flush=True)
-    return decode(sys.stdin.buffer.read(), "standard input")
+    return _read(sys.stdin.buffer, "standard input")
+
+
+def _read(stream: BinaryIO, name: str) -> str | Iterator[str]:
+    head = stream.read(_LARGE)
+    if len(head) < _LARGE:
+        return decode(head, name)
+    _refuse_packed(head, name)
+    _refuse_binary(head[:_SAMPLE].decode(_encoding(head), "replace"), name)
+    return _pieces(head, stream)
+
+
+def _until_read(pieces: Iterator[str], closing: ExitStack) -> Iterator[str]:
+    with closing:
+        yield from pieces
+
+
+def _pieces(head: bytes, stream: BinaryIO) -> Iterator[str]:
+    decoder = getincrementaldecoder(_encoding(head))(errors="replace")
+    data = head
+    while data:
+        yield decoder.decode(data)
+        data = stream.read(_PIECE)
+    yield decoder.decode(b"", final=True)
 
 
 def decode(data: bytes, name: str) -> str:
@@ -50,12 +86,23 @@ def decode(data: bytes, name: str) -> str:
         raise PasteError(
             f"{name}: nothing to match, it is empty", "paste the whole error, from `Traceback` to the last line"
         )
+    _refuse_packed(data, name)
+    text = data.decode(_encoding(data), errors="replace")
+    for sample in (text[:_SAMPLE], text[-_SAMPLE:]):
+        _refuse_binary(sample, name)
+    return text
+
+
+def _encoding(data: bytes) -> str:
+    return next((codec for mark, codec in _BOMS if data.startswith(mark)), "utf-8")
+
+
+def _refuse_packed(data: bytes, name: str) -> None:
     for magic, kind, tool in _PACKED:
         if data.startswith(magic):
             raise PasteError(f"{name}: is {kind}-compressed", f"unpack it on the way: {tool} {name} | kb match -")
-    encoding = next((codec for mark, codec in _BOMS if data.startswith(mark)), "utf-8")
-    text = data.decode(encoding, errors="replace")
-    for sample in (text[:_SAMPLE], text[-_SAMPLE:]):
-        if len(_UNPRINTABLE.findall(sample)) > 0.3 * len(sample):
-            raise PasteError(f"{name}: is binary, not text", "give the log or the pasted traceback as text")
-    return text
+
+
+def _refuse_binary(sample: str, name: str) -> None:
+    if len(_UNPRINTABLE.findall(sample)) > 0.3 * len(sample):
+        raise PasteError(f"{name}: is binary, not text", "give the log or the pasted traceback as text")

@@ -19,6 +19,7 @@ from kb.models.result import Environment, Incident, Line, Match, Query, Related,
 from kb.parse import parse
 
 if TYPE_CHECKING:
+    from kb.excerpt import Row
     from kb.explain import Explanation, WhyNot
 
 LARGE = 1_000_000
@@ -38,26 +39,35 @@ class KnowledgeBase:
         """Where the index is kept, None if in memory."""
         return self.index.path
 
-    def match(self, text: str, environment: Environment | None = None, *, locale: str = "en") -> Result:
-        """Answer one paste. Never raises on any text; abstains when nothing is recognised.
+    def match(
+        self, paste: str | Sequence[Row], environment: Environment | None = None, *, locale: str = "en"
+    ) -> Result:
+        """Answer a paste, or the excerpt of a log. Never raises on any text; abstains when nothing is recognised.
 
         `environment` is what is known beyond the paste itself; what the paste says wins over it. A long text is read
-        as `match_log` does.
+        in excerpts.
         """
-        if len(text) > LARGE:
-            return self.match_log([text], environment, locale=locale)
-        text = encodable(text)
-        return self._answered(enumerate(text.split("\n"), start=1), denoise(text), environment, locale)
+        return self._answered(*self._read(paste), environment, locale)
 
-    def match_log(self, chunks: Iterable[str], environment: Environment | None = None, *, locale: str = "en") -> Result:
-        """Answer a log of any size, given in pieces, in bounded memory.
+    def _read(self, paste: str | Sequence[Row]) -> tuple[Iterable[tuple[int, str]], Sequence[Line]]:
+        """Raw lines with their numbers, and the denoised ones."""
+        if isinstance(paste, str) and len(paste) > LARGE:
+            paste = self.excerpt([paste])
+        if isinstance(paste, str):
+            paste = encodable(paste)
+            return enumerate(paste.split("\n"), start=1), denoise(paste)
+        from kb.excerpt import lines
 
-        Read are its head and tail and what is around the places that could matter; lines keep their numbers.
+        return ((row.number, row.text) for row in paste), lines(paste)
+
+    def excerpt(self, chunks: Iterable[str]) -> list[Row]:
+        """What matters of a log of any size, given in pieces, in bounded memory: to be matched as a paste is.
+
+        That is its head and tail and what is around the places that could matter; lines keep their numbers.
         """
-        from kb.excerpt import excerpt, lines
+        from kb.excerpt import excerpt
 
-        rows = excerpt(chunks, self.index.scanner())
-        return self._answered(((row.number, row.text) for row in rows), lines(rows), environment, locale)
+        return excerpt(chunks, self.index.scanner())
 
     def warm(self) -> None:
         """Build now what a long-lived process otherwise builds after some look-ups."""
@@ -116,29 +126,20 @@ class KnowledgeBase:
             Related(hit.entry_id, hit.signature, "shares rare words with the last error; not an answer") for hit in hits
         )
 
-    def explain(self, text: str, environment: Environment | None = None) -> Explanation:
+    def explain(self, paste: str | Sequence[Row], environment: Environment | None = None) -> Explanation:
         """What each stage made of a paste that `match` would read in the same way."""
         from kb.explain import explain
 
-        lines, raw = self._read(text)
-        return explain(lines, raw, self.index.candidates, self.index.edges(), environment)
+        raw, lines = self._read(paste)
+        return explain(list(raw), lines, self.index.candidates, self.index.edges(), environment)
 
-    def why_not(self, text: str, entry_id: str) -> WhyNot:
+    def why_not(self, paste: str | Sequence[Row], entry_id: str) -> WhyNot:
         """The first condition that an entry, given by id or alias, fails on a paste. Raises UnknownEntryError."""
         from kb.explain import why_not
 
         name = self.index.record(entry_id)["id"]
         own = [signature for signature in self.index.signatures() if signature.entry_id == name]
-        return why_not(self._read(text)[0], name, own, self.index.candidates)
-
-    def _read(self, text: str) -> tuple[Sequence[Line], Sequence[tuple[int, str]]]:
-        """Denoised lines, and the raw ones with their numbers; of a long text only excerpts."""
-        if len(text) <= LARGE:
-            return denoise(encodable(text)), list(enumerate(text.split("\n"), start=1))
-        from kb.excerpt import excerpt, lines
-
-        rows = excerpt([text], self.index.scanner())
-        return lines(rows), [(row.number, row.text) for row in rows]
+        return why_not(self._read(paste)[1], name, own, self.index.candidates)
 
     def get(self, entry_id: str) -> Mapping[str, Any]:
         """The published record. Raises UnknownEntryError."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 import warnings
-from dataclasses import dataclass
 from importlib import import_module
 from math import log10
-from typing import Any
+from typing import Any, NamedTuple
+
+from kb import lazy
 
 # The only characters outside ASCII that a case-insensitive pattern takes for an ASCII letter.
 _SPECIAL_FOLDS = {"\u0130": "i", "\u0131": "i", "\u017f": "s", "\u212a": "k"}
@@ -24,7 +25,7 @@ _WEAK_BYTES = 6
 
 # Constructs that Python's parser reads otherwise than RE2 or the regex module does: POSIX classes, `{,n}`, and
 # fuzzy counts such as `{e<=1}`.
-_FOREIGN = re.compile(r"\[:\^?[a-z]+:\]|(?:^|[^\\])(?:\\\\)*\{\s*(?:,|(?:\d+\s*<=?\s*)?\d*[ides]\s*[<}+:,])")
+_FOREIGN = lazy.pattern(r"\[:\^?[a-z]+:\]|(?:^|[^\\])(?:\\\\)*\{\s*(?:,|(?:\d+\s*<=?\s*)?\d*[ides]\s*[<}+:,])")
 
 # How often a character, and a word of this field, is met in logs; only the order of magnitude matters.
 _OFTEN = {" ": 0.15, "e": 0.08, "t": 0.06, **dict.fromkeys("aoirns", 0.05), **dict.fromkeys("lcd", 0.03)}
@@ -99,8 +100,7 @@ def parse_tree(regex: str) -> Any | None:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class _Need:
+class _Need(NamedTuple):
     """What one piece of a pattern demands."""
 
     exact: _Texts | None

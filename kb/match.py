@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from kb.index import Signature
 from kb.literals import fold_case
@@ -40,8 +41,7 @@ class Found:
     """Whether frames of the paste confirmed it, which makes it more specific."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
+class Hit(NamedTuple):
     """A pattern found in one passage."""
 
     signature: Signature

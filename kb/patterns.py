@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from kb.errors import PatternError
 from kb.literals import fold_case, parse_tree, required_clauses, required_literals
@@ -26,8 +25,7 @@ _LINEAR_REMEDY = "leave out lookaround, backreferences, possessive and atomic gr
 _WIDE_CATEGORIES = {"CATEGORY_NOT_DIGIT", "CATEGORY_NOT_WORD"}
 
 
-@dataclass(frozen=True, slots=True)
-class Violation:
+class Violation(NamedTuple):
     """One way in which a pattern breaks the policy."""
 
     code: str

@@ -63,6 +63,12 @@ def test_where_no_entry_knows_the_root_only_labelled_ids_may_be_shown() -> None:
     assert report.misjudged[0] == ("x", "ShardError was not understood")
 
 
+def test_a_wrapper_that_is_the_labelled_answer_is_right_where_nothing_is_the_root() -> None:
+    wrapped = judged("w/w", ("w/w", "wrapper"), ("v/v", "wrapper"), also=("v/v",))
+    beside = judged("w/w", ("a/x", "root"), ("w/w", "wrapper"))
+    assert score([wrapped, beside]).misjudged == (("x", "root a/x, not w/w"),)
+
+
 def test_an_also_id_must_not_be_the_root() -> None:
     assert score([judged("a/x", ("a/x", "root"), ("b/y", "consequence"), also=("b/y",))]).roles.k == 1
 

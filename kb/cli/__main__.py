@@ -39,14 +39,25 @@ def _abandon_output() -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    if arguments[:1] == ["match"]:
-        from kb.cli import match
-
-        if (options := match.plain(arguments[1:])) is not None:
-            return match.run(options)
+    if arguments[:1] == ["match"] and (code := _match(arguments[1:])) is not None:
+        return code
     from kb.cli.app import run
 
     return run(arguments)
+
+
+def _match(arguments: list[str]) -> int | None:
+    """Exit code of a plain `kb match`, None if the command line is not plain."""
+    import gc
+
+    gc.disable()  # a look-up is over before garbage matters, and collecting takes a twentieth of it
+    try:
+        from kb.cli import match
+
+        options = match.plain(arguments)
+        return None if options is None else match.run(options)
+    finally:
+        gc.enable()
 
 
 if __name__ == "__main__":

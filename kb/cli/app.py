@@ -67,9 +67,14 @@ def match(
         str, typer.Option("--env", help="What is known beyond the paste: none, auto (this machine), or a JSON file.")
     ] = "none",
     entries: Entries = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Show what each stage made of the paste.")] = False,
+    why_not: Annotated[
+        str | None, typer.Option("--why-not", metavar="ID", help="Say which condition this entry failed.")
+    ] = None,
 ) -> None:
     """Answer a pasted traceback or log with ranked fixes. Exit code 1 if nothing in it is known."""
-    options = match_command.Options(tuple(files or ()), format, locale, env, tuple(map(str, entries or ())))
+    folders = tuple(map(str, entries or ()))
+    options = match_command.Options(tuple(files or ()), format, locale, env, folders, explain, why_not)
     sys.exit(match_command.run(options))
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from kb.cli import terminal
 from kb.errors import UsageError
@@ -12,6 +13,10 @@ from kb.intake import read_file, read_stdin
 from kb.localize import LOCALES
 from kb.models.result import Environment, Result
 from kb.opening import ask
+
+if TYPE_CHECKING:
+    from kb.excerpt import Row
+    from kb.knowledge import KnowledgeBase
 
 FORMATS = ("text", "markdown", "json", "jsonl")
 
@@ -36,7 +41,7 @@ def plain(arguments: Sequence[str]) -> Options | None:
     """Options from a command line that only uses known options; None leaves the rest, help and errors, to typer."""
     files: list[str] = []
     entries: list[str] = []
-    values: dict[str, str] = {}
+    values: dict[str, Any] = {}
     rest = iter(arguments)
     for argument in rest:
         name, equals, value = argument.partition("=")
@@ -64,41 +69,19 @@ def run(options: Options) -> int:
     inputs = options.files or ("-",)
     if len(inputs) > 1 and options.format == "json":
         raise UsageError("--format json gives one document", "use --format jsonl for several inputs")
-    if options.explain or options.why_not is not None:
-        return _explained(options, inputs)
     environment = known_environment(options.env)
-    texts = [(name, _read(name)) for name in inputs]
+    pastes = [Paste(name) for name in inputs]
+    if options.explain or options.why_not is not None:
+        from kb.cli.commands import explanation
+
+        return explanation.run(options, pastes, environment)
     folders = [Path(folder) for folder in options.entries]
-    answers = ask(folders, lambda base: [base.match(text, environment, locale=options.locale) for _, text in texts])
-    for (name, _), answer in zip(texts, answers, strict=True):
-        if len(texts) > 1 and options.format in ("text", "markdown"):
+    answers = ask(folders, lambda base: [base.match(p.read(base), environment, locale=options.locale) for p in pastes])
+    for name, answer in zip(inputs, answers, strict=True):
+        if len(inputs) > 1 and options.format in ("text", "markdown"):
             terminal.write(f"==> {name} <==\n" if options.format == "text" else f"## {name}\n\n")
         terminal.write(render(options, answer))
     return 1 if any(answer.abstained for answer in answers) else 0
-
-
-def _explained(options: Options, inputs: Sequence[str]) -> int:
-    """Show the stages, or why an entry is not the answer, instead of the answer."""
-    from kb.render import explain, structured
-
-    if options.explain and options.why_not is not None:
-        raise UsageError("--explain and --why-not ask different things", "give one of them")
-    if options.format == "markdown":
-        raise UsageError("--format markdown shows no explanation", "use text, json or jsonl")
-    environment = known_environment(options.env)
-    unanswered = 0
-    for name in inputs:
-        text = _read(name)
-        if len(inputs) > 1 and options.format == "text":
-            terminal.write(f"==> {name} <==\n")
-        if (asked := options.why_not) is not None:
-            reason = ask([Path(folder) for folder in options.entries], lambda base: base.why_not(text, asked))  # noqa: B023
-            shown = explain.why_not(reason, width=terminal.width(), color=terminal.color())
-            value, failed = reason, reason.condition != "answered"
-        else:
-            stages = ask
-        terminal.write(shown)
-    return 1 if unanswered else 0
 
 
 def known_environment(choice: str) -> Environment:
@@ -112,8 +95,18 @@ def known_environment(choice: str) -> Environment:
     return environment.from_file(Path(choice))
 
 
-def _read(name: str) -> str:
-    return read_stdin() if name == "-" else read_file(Path(name))
+class Paste:
+    """One input. A stream can be read only once, so what it gave is kept."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._text: str | Iterator[str] | list[Row] = read_stdin() if name == "-" else read_file(Path(name))
+
+    def read(self, base: KnowledgeBase) -> str | list[Row]:
+        """The text, or of a stream what matters of it."""
+        if not isinstance(self._text, (str, list)):
+            self._text = base.excerpt(self._text)
+        return self._text
 
 
 def render(options: Options, answer: Result) -> str:

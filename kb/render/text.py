@@ -9,6 +9,7 @@ from kb.models.result import Caution, Fix, Frame, Incident, Match, Result
 from kb.rank import cautions, fixes, rate_words, state_words
 from kb.render.page import Page
 from kb.render.words import RECOVER, STATES, TIERS, words
+from kb.roles import unknown_origin
 
 MORE_FIXES = 4
 """Fixes shown below the first; `kb show` has them all."""
@@ -28,8 +29,8 @@ def result(answer: Result, *, width: int, color: bool, locale: str = "en") -> st
         page.blank()
         mark = f"{other.role}: {other.why}"
         page.field(label["also"], f"{other.entry_id} · {mark}")
-    if main.role == "wrapper":
-        _behind_wrapper(page, answer, label)
+    if main.role != "root":
+        _behind(page, answer, label)
     page.blank()
     page.field(label["more"], f"kb show {main.entry_id}", "dim")
     return page.text()
@@ -116,13 +117,14 @@ def _understood(page: Page, incident: Incident, label: Mapping[str, str]) -> Non
         page.field(label["your_code"], place(incident.user_frame))
 
 
-def _behind_wrapper(page: Page, answer: Result, label: Mapping[str, str]) -> None:
-    matched = {match.incident for match in answer.matches}
-    unknown = [i for n, i in enumerate(answer.query.incidents) if n not in matched and i.kind == "exception"]
-    if unknown:
+def _behind(page: Page, answer: Result, label: Mapping[str, str]) -> None:
+    """What began it, where only wrappers and consequences are known."""
+    incidents = answer.query.incidents
+    origin = unknown_origin(incidents, [match.incident for match in answer.matches])
+    if origin is not None:
         page.blank()
         page.field("", label["only_wrapper"] + ":", "yellow")
-        _understood(page, unknown[0], label)
+        _understood(page, incidents[origin], label)
 
 
 def place(frame: Frame) -> str:
