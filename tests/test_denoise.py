@@ -140,3 +140,15 @@ def test_any_text_is_survived_and_line_numbers_are_those_of_the_paste(paste: str
     numbers = [line.number for line in denoise(paste)]
     assert numbers == sorted(numbers)
     assert set(numbers) == set(range(1, paste.count("\n") + 2)) or "\r" in paste
+
+
+def test_a_fence_does_not_decide_whether_numbers_are_ranks() -> None:
+    paste = '```\n1:     trainer.train()\n3:   File "linear.py", line 125, in forward\nnoise\n```\nmore noise'
+    once = texts(paste)
+    assert texts("\n".join(once)) == once
+
+
+def test_positions_survive_several_kinds_of_noise_in_one_line() -> None:
+    (line,) = denoise("0\x1b0\x1f&lt;\x1b[31m1")
+    assert line.text == "00<1"
+    assert [line.raw_column(column) for column in range(4)] == [0, 2, 4, 13]
