@@ -14,7 +14,7 @@ test: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m pytest -q benchmarks
-	$(BIN)/python benchmarks/compare.py
+	$(BIN)/python -m benchmarks.compare
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """Compare in one run: this matcher, linear scans over the same entries, plain reading, and the bare interpreter.
 
-    python benchmarks/compare.py [--largest 100000] [--log 100] [--peer PYTHON]
+    python -m benchmarks.compare [--largest 100000] [--log 100] [--peer PYTHON]
 
 Every figure is CPU time, the best of several turns that take turns, so that a busy machine spoils none of them alone.
 `--peer` names the interpreter of an environment that has deadends-dev.
@@ -20,8 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import regex
-import synthetic
 
+from benchmarks import synthetic
 from kb.denoise import denoise
 from kb.errors import PatternError
 from kb.excerpt import Scanner, excerpt

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import synthetic
 
+from benchmarks import synthetic
 from kb.denoise import denoise
 from kb.environment import from_paste
 from kb.excerpt import excerpt

@@ -305,9 +305,10 @@ def _finished(number: int, line: _Text, *, stamped: bool, full: bool) -> Line:
 
 def _tidied(text: str) -> str:
     """Without a box's right edge and white space at the end; a fence is nothing."""
-    while end := _BOX_END.search(text):
+    while not text.isascii() and (end := _BOX_END.search(text)):
         text = text[: end.start()]
-    return "" if _FENCE.match(text) else text.rstrip()
+    fence = ("```" in text or "~~~" in text) and _FENCE.match(text)
+    return "" if fence else text.rstrip()
 
 
 def _entity(hit: str) -> str:

@@ -79,6 +79,8 @@ class Passage(NamedTuple):
 
 def passage(lines: Sequence[Line]) -> Passage:
     """Fold `lines` into one searchable text. A word that was cut at the edge of the paste is joined again."""
+    if not any(line.full for line in lines[:-1]):
+        return Passage(tuple(lines), " ".join(" ".join(line.text for line in lines).split()))
     parts: list[str] = []
     end = 0
     for start, line, column, length in _words(lines):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -146,3 +149,14 @@ def test_a_composed_log_gets_the_answer_it_gets_unabridged(seed: int) -> None:
     assert len(log) < LARGE, "or it would be shortened twice"
     assert shortened.matches == unabridged.matches
     assert shortened.query.incidents == unabridged.query.incidents
+
+
+@pytest.mark.parametrize("through_a_pipe", [False, True])
+def test_the_command_reads_a_large_log_and_names_the_true_line(tmp_path: Path, through_a_pipe: bool) -> None:
+    file = tmp_path / "train.log"
+    file.write_text(healthy(20_000) + ERROR + "\n" + healthy(20_000), encoding="utf-8")
+    command = [sys.executable, "-m", "kb", "match", "--format", "json", "-" if through_a_pipe else str(file)]
+    with file.open("rb") as stream:
+        done = subprocess.run(command, stdin=stream, capture_output=True, check=True)
+    first = json.loads(done.stdout)["matches"][0]
+    assert (first["entry_id"], first["line"]) == ("cuda/out-of-memory", 20_001)
