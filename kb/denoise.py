@@ -88,6 +88,7 @@ PREFIXES: tuple[Prefix, ...] = (
     ),
     _prefix("raylet", "(", "", r"[ \t]*\((?:raylet|autoscaler|dashboard|gcs_server)[^)\n]{0,60}\) "),
     _prefix("kubernetes", "[", "[pod/", r"\[pod/[\w./-]{1,120}\] ?"),
+    _prefix("compose service", "", " |", r"[A-Za-z][\w.-]{0,60}-\d{1,3} +\| ?"),
     _prefix("compose", "", " |", r"[\w.-]{1,40}-?\d{0,3} +\| "),
     _prefix(
         "nccl host",
