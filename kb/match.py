@@ -37,8 +37,6 @@ class Found:
     signature: str
     why: str
     ordinal: int
-    framed: bool
-    """Whether frames of the paste confirmed it, which makes it more specific."""
 
 
 class Hit(NamedTuple):
@@ -259,7 +257,6 @@ def _found(hit: Hit, subject: Passage, level: Level, why: str) -> Found:
         signature=hit.signature.signature,
         why=why,
         ordinal=hit.signature.ordinal,
-        framed=bool(hit.signature.frames),
     )
 
 

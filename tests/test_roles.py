@@ -11,7 +11,7 @@ from kb.roles import Clues, assign, clues
 
 
 def found(entry_id: str, line: int, incident: int, kind: str = "error") -> Found:
-    return Found(entry_id, kind, "exact", incident, line, (0, 1), "", "", 0, framed=False)
+    return Found(entry_id, kind, "exact", incident, line, (0, 1), "", "", 0)
 
 
 def incident(line: int, follows: int | None = None) -> Incident:
