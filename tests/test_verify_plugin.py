@@ -333,11 +333,17 @@ def test_processes_of_their_own(verify: Verify) -> None:
     source = '''
 import pytest
 CODE = """
-import os, sys
+import os, sys, tempfile, time
 rank = os.environ["RANK"]
 assert os.listdir() == ["script.py"] and os.environ["HF_HUB_OFFLINE"] == "1" and os.environ["KB_DEVICE"] == "cpu"
 print("rank", rank, "of", os.environ["WORLD_SIZE"], os.environ["MASTER_ADDR"], os.environ["EXTRA"], flush=True)
+# A failing process ends the others, so it waits until the other one has said its line.
+printed = os.path.join(tempfile.gettempdir(), "printed-" + os.environ["MASTER_PORT"])
+if rank == "0":
+    open(printed, "w").close()
 if rank == os.environ["EXTRA"]:
+    while not os.path.exists(printed):
+        time.sleep(0.01)
     sys.stderr.write("[rank1]: ArithmeticError: modulo by\\\\n   zero in real\\\\n  numbers on rank 1\\\\n")
     os._exit(3)
 """
