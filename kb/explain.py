@@ -144,9 +144,7 @@ def explain(
         searched=tuple(_searched(parsed, candidates(_folded(parsed)), found)),
         answers=tuple(Judged(p.found.entry_id, p.found.level, p.role, p.found.line, p.found.why, p.why) for p in parts),
         first_ranks=clues.first_ranks,
-        unknown=None
-        if any(part.role == "root" for part in parts)
-        else roles.unknown_origin(incidents, [match.incident for match in found], clues),
+        unknown=None if any(part.role == "root" for part in parts) else roles.unknown_origin(incidents, found, clues),
         environment=merged(from_paste(lines, parsed.frames), environment or Environment()),
     )
 

@@ -82,6 +82,7 @@ class KnowledgeBase:
         known = merged(from_paste(lines, parsed.frames), environment or Environment())
         clues = roles.clues(raw, lines, incidents) if found and len(incidents) > 1 else None
         parts = roles.assign(found, incidents, self.index.edges() if len(found) > 1 else {}, clues)
+        known_root = not parts or parts[0].role == "root"
         matches = tuple(self._answer(part, known, locale) for part in parts)
         related = () if matches else self._related(incidents)
         return Result(
@@ -91,6 +92,7 @@ class KnowledgeBase:
             matches=matches,
             related=related,
             abstained=not matches,
+            unknown_root=None if known_root else roles.unknown_origin(incidents, found, clues),
         )
 
     def _answer(self, part: roles.Part, environment: Environment, locale: str) -> Match:
@@ -102,6 +104,7 @@ class KnowledgeBase:
             level=found.level,
             role=part.role,
             incident=found.incident,
+            repeats=found.repeats,
             line=found.line,
             span=found.span,
             why=why,

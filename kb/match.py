@@ -37,6 +37,9 @@ class Found:
     signature: str
     why: str
     ordinal: int
+    supersedes: frozenset[str] = frozenset()
+    repeats: tuple[int, ...] = ()
+    """Indices of further exceptions that show this entry, for example another rank's with other frames."""
 
 
 class Hit(NamedTuple):
@@ -257,6 +260,7 @@ def _found(hit: Hit, subject: Passage, level: Level, why: str) -> Found:
         signature=hit.signature.signature,
         why=why,
         ordinal=hit.signature.ordinal,
+        supersedes=frozenset(hit.signature.supersedes),
     )
 
 
@@ -280,7 +284,15 @@ def _numbered(
         replace(incident, follows=position[incident.follows]) if incident.follows is not None else incident
         for _, incident in order
     )
-    matches = [replace(match, incident=places[id(incident)]) for incident, match in best.values()]
+    shown: dict[str, set[int]] = {}
+    for incident, match in found:
+        if incident.kind == "exception":
+            shown.setdefault(match.entry_id, set()).add(places[id(incident)])
+    matches = []
+    for incident, match in best.values():
+        place = places[id(incident)]
+        repeats = tuple(sorted(shown.get(match.entry_id, set()) - {place}))
+        matches.append(replace(match, incident=place, repeats=repeats))
     return incidents, tuple(sorted(matches, key=lambda match: match.line))
 
 

@@ -19,6 +19,8 @@ MESSAGE_LINES = 40
 MESSAGE_LENGTH = 4_000
 """Code points of a message that are kept."""
 
+_ORIGINAL = "Original Traceback (most recent call last):"
+"""Written by torch above the traceback of a worker, inside the message of what it raises in the main process."""
 _HEADER = lazy.pattern(r"^[\s+|]*(?:╭─+ )?Traceback \(most recent call last\)(?:[:]| ─+╮)?\s*$")
 _IPYTHON_HEADER = lazy.pattern(
     r"^\s*(?P<type>(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*) {2,}Traceback \(most recent call last\)\s*$"
@@ -163,6 +165,8 @@ class _Stream:
         self.open: _Open | None = None
         self.link: Link | None = None
         self.offset = 0
+        self.carrier: int | None = None
+        """The failure that quotes another process's traceback, which is about to be read."""
 
     def read(self, offset: int) -> tuple[list[Failure], list[Line], list[Frame]]:
         self.offset = offset
@@ -175,10 +179,15 @@ class _Stream:
         if not text.strip():
             self.at += 1
         elif _HEADER.match(text) or _IPYTHON_HEADER.match(text):
+            self.carrier = None
             self.open = _Open(ipython=_IPYTHON_HEADER.match(text) is not None, rich="─" in text, indent=_indent(text))
             self.at += 1
         elif (link := _chain(text)) is not None:
             self.link = link
+            self.at += 1
+        elif text.strip() == _ORIGINAL:
+            self.carrier = len(self.failures) - 1 if self.failures else None
+            self.open = _Open(indent=_indent(text))
             self.at += 1
         elif (frame := self._frame(text)) is not None:
             self._take_frame(frame, text)
@@ -281,8 +290,17 @@ class _Stream:
             user_frame=_user_frame(frames),
         )
         self.failures.append(Failure(incident, passage(message)))
+        self._link_carrier()
         self.open = None
         self.link = None
+
+    def _link_carrier(self) -> None:
+        if self.carrier is None:
+            return
+        carrier = self.failures[self.carrier]
+        origin = self.offset + len(self.failures) - 1
+        self.failures[self.carrier] = replace(carrier, incident=replace(carrier.incident, follows=origin, link="cause"))
+        self.carrier = None
 
     def _continues(self, message: list[Line]) -> bool:
         line = self.lines[self.at]
@@ -295,6 +313,7 @@ class _Stream:
             line.severity is not None
             or (line.stamped and not message[0].stamped)
             or _RULE_LINE.match(text)
+            or text.strip() == _ORIGINAL
             or _HEADER.match(text)
             or _IPYTHON_HEADER.match(text)
         ):

@@ -145,11 +145,12 @@ def assign(
     )
 
 
-def unknown_origin(incidents: Sequence[Incident], matched: Sequence[int], clues: Clues | None = None) -> int | None:
-    """Index of the exception that no entry explains and that most likely began it, None if there is none.
+def unknown_origin(incidents: Sequence[Incident], found: Sequence[Found], clues: Clues | None = None) -> int | None:
+    """Index of the exception that none of `found` explains and that most likely began it, None if there is none.
 
-    `matched` are indices of incidents that an entry explains. A rank that the launcher saw fail first goes first.
+    A rank that the launcher saw fail first goes first.
     """
+    matched = {index for match in found for index in (match.incident, *match.repeats)}
     handled = {incident.follows for incident in incidents if incident.follows is not None}
     named = frozenset((clues or Clues()).first_ranks)
     known = {_likeness(incidents[index]) for index in matched}
@@ -228,11 +229,13 @@ class _Log:
         self.clues = clues
         self.said = {match.entry_id: _said(incidents[match.incident]) for match in self.concrete}
         self.peers = [m for m in self.concrete if _PEER.search(self.said[m.entry_id])]
-        origin = unknown_origin(incidents, [match.incident for match in found], clues)
+        origin = unknown_origin(incidents, found, clues)
         self.stranger = None if origin is None else incidents[origin]
 
     def reason(self, match: Found) -> _Reason | None:
         """Why `match` followed something else, None if nothing says so."""
+        if precise := self._precise(match):
+            return _Reason(precise, f"the same failure, told more precisely by {precise.entry_id}")
         if origin := self._origin(match):
             return _Reason(origin, f"raised because of {origin.entry_id}")
         if cause := self._cause(match):
@@ -275,7 +278,8 @@ class _Log:
         return bool(set(self.clues.first_ranks).intersection(self._ranks(match)))
 
     def _ranks(self, match: Found) -> tuple[str, ...]:
-        return self.incidents[match.incident].ranks
+        places = (match.incident, *match.repeats)
+        return tuple(dict.fromkeys(rank for place in places for rank in self.incidents[place].ranks))
 
     def _launcher_saw_stranger(self, errors: Sequence[Found]) -> bool:
         """The launcher names a rank whose exception no entry knows, and none of the known ones is of that rank."""
@@ -298,9 +302,22 @@ class _Log:
             yield before
             current = before
 
+    def _precise(self, match: Found) -> Found | None:
+        """The match of the same chain that is more specific than this one, by its own entry's word."""
+        for other in self.concrete:
+            if match.entry_id in other.supersedes and (
+                match.incident in self._chain(other) or other.incident in self._chain(match)
+            ):
+                return other
+        return None
+
     def _origin(self, match: Found) -> Found | None:
         """The recognised exception from which this one was raised."""
-        by_incident = {other.incident: other for other in self.concrete if other is not match}
+        by_incident = {
+            other.incident: other
+            for other in self.concrete
+            if other is not match and other.entry_id not in match.supersedes
+        }
         origins = [by_incident[index] for index in self._chain(match) if index in by_incident]
         return origins[-1] if origins else None
 

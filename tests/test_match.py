@@ -116,3 +116,15 @@ def test_the_line_to_find_relatives_with_is_the_last_exception() -> None:
     incidents, _ = find(parse(denoise("ValueError: first\n\nKeyError: 'second'")), [])
     assert error_line(incidents) == "KeyError: 'second'"
     assert error_line([Incident(kind="log", type=None, message="x", line=1)]) == ""
+
+
+def test_another_rank_with_other_frames_repeats_the_entry() -> None:
+    def rank(number: int, function: str) -> str:
+        lines = ("Traceback (most recent call last):", f'  File "/w/{function}.py", line 3, in {function}')
+        return "".join(
+            f"[rank{number}]: {line}\n"
+            for line in (*lines, "RuntimeError: CUDA out of memory. Tried to allocate 2 GiB")
+        )
+
+    incidents, (found,) = find(parse(denoise(rank(0, "forward") + rank(1, "evaluate"))), [OOM])
+    assert [incidents[place].ranks for place in (found.incident, *found.repeats)] == [("rank0",), ("rank1",)]

@@ -216,3 +216,27 @@ def test_lines_wrapped_between_words_keep_their_spaces() -> None:
     assert max(widths) - min(widths) < 8
     assert "between its words" in read(paste).failures[0].subject.text
     assert "long and a third" in read(paste).failures[0].subject.text
+
+
+WORKER = """\
+Traceback (most recent call last):
+  File "/home/ml/train.py", line 9, in <module>
+    for batch in loader:
+  File "/opt/conda/lib/python3.11/site-packages/torch/_utils.py", line 733, in reraise
+    raise exception
+KeyError: Caught KeyError in DataLoader worker process 0.
+Original Traceback (most recent call last):
+  File "/opt/conda/lib/python3.11/site-packages/torch/utils/data/_utils/worker.py", line 349, in _worker_loop
+    data = fetcher.fetch(index)
+  File "/home/ml/data.py", line 31, in __getitem__
+    return self.rows[index]
+KeyError: 'rows'
+"""
+
+
+def test_what_a_worker_raised_is_the_cause_of_what_carries_it() -> None:
+    carrier, origin = incidents(WORKER)
+    assert (carrier.follows, carrier.link) == (1, "cause")
+    assert "Original" not in carrier.message
+    assert origin.message == "'rows'"
+    assert origin.user_frame is not None and origin.user_frame.file == "/home/ml/data.py"

@@ -58,9 +58,12 @@ def test_states_and_tiers_look_different_without_colour() -> None:
 
 
 def test_a_wrapper_alone_names_the_failure_behind_it(base: KnowledgeBase) -> None:
-    page = shown(base, "KeyError: 'rows'\n\nthe launcher gave up on it\n")
+    answer = base.match("KeyError: 'rows'\n\nthe launcher gave up on it\n")
+    page = text.result(answer, width=80, color=False)
     assert page.startswith("distributed/wrapper")
     assert "KeyError: 'rows'" in page
+    assert "KeyError: 'rows'" in markdown.result(answer)
+    assert answer.unknown_root == 0
 
 
 def test_a_consequence_is_shown_after_the_root(base: KnowledgeBase) -> None:

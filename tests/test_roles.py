@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from kb.denoise import denoise
@@ -188,3 +189,12 @@ def test_of_several_summaries_the_earliest_counts() -> None:
     assert told(text).first_ranks == ("rank8",)
     quoted = "".join(f"2026-11-22T17:29:40.1Z [rank0]: {line}\n" for line in text.split("\n"))
     assert told(quoted).first_ranks == ("rank8",)
+
+
+def test_the_more_specific_entry_of_one_chain_is_the_root() -> None:
+    general = found("a/general", 3, 0)
+    specific = dataclasses.replace(found("b/specific", 9, 1), supersedes=frozenset({"a/general"}))
+    assert roles([general, specific], [incident(3), incident(9, follows=0)]) == [
+        ("b/specific", "root"),
+        ("a/general", "consequence"),
+    ]

@@ -114,7 +114,24 @@ def test_an_evidence_file_keeps_its_schema() -> None:
 def test_an_answer_keeps_its_schema() -> None:
     incident = Incident("exception", "RuntimeError", "jammed", 3, (Frame("train.py", 3, "main"),), ("1",))
     match = Match(
-        "a/b", "exact", "root", 0, 3, (0, 6), "why", "jammed", "dry", None, "sourced", "read", (), (), (), "unknown", {}
+        "a/b",
+        "exact",
+        "root",
+        0,
+        (),
+        3,
+        (0, 6),
+        "why",
+        "jammed",
+        "dry",
+        None,
+        "sourced",
+        "read",
+        (),
+        (),
+        (),
+        "unknown",
+        {},
     )
     result = Result(1, "0", Query((incident,), Environment()), (match,), (Related("a/c", "x", "y"),), False)
     data = json.loads(json.dumps(asdict(result)))

@@ -131,6 +131,8 @@ class Match:
     level: Level
     role: Role
     incident: int
+    repeats: tuple[int, ...]
+    """Indices of further incidents that show the same entry, for example another rank's."""
     line: int
     span: tuple[int, int]
     why: str
@@ -173,3 +175,5 @@ class Result:
     matches: tuple[Match, ...]
     related: tuple[Related, ...]
     abstained: bool
+    unknown_root: int | None = None
+    """Index of the incident that most likely began it and that no entry knows; None where the root is known."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
-from kb.models.result import Match, Result
+from kb.models.result import Incident, Match, Result
 from kb.render.page import safe
-from kb.render.text import _ranks, _shown, place
+from kb.render.text import named, place, ranks, shown
 from kb.render.words import RECOVER, TIERS, words
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!&@])")
@@ -35,6 +36,13 @@ def result(answer: Result, *, locale: str = "en") -> str:
     if others:
         lines += ["", f"**{label['also']}**", ""]
         lines += [f"- {code(other.entry_id)}: {other.role}, {escape(other.why)}" for other in others]
+    if answer.unknown_root is not None:
+        lines += [
+            "",
+            f"**{label['only_wrapper']}**",
+            "",
+            *_understood(answer.query.incidents[answer.unknown_root], label),
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -42,8 +50,8 @@ def _main(match: Match, answer: Result, locale: str) -> list[str]:
     label = words(locale)
     mark, name, _ = TIERS[match.verification_tier]
     incident = answer.query.incidents[match.incident]
-    lines = [f"### {escape(match.entry_id)} ({mark} {name})", "", f"> {code(_shown(incident))}", ""]
-    lines += [f"{escape(match.why)}{escape(_ranks(incident))}", ""]
+    lines = [f"### {escape(match.entry_id)} ({mark} {name})", "", f"> {code(shown(incident))}", ""]
+    lines += [f"{escape(match.why)}{escape(ranks(answer, match))}", ""]
     if match.verification_tier == "refuted":
         lines += [f"**{escape(match.tier_reason)}**", ""]
     lines += [f"**{label['why']}**: {escape(match.root_cause)}", "", f"**{label['fixes']}**", ""]
@@ -68,11 +76,15 @@ def _unknown(answer: Result, locale: str) -> str:
     exceptions = [incident for incident in answer.query.incidents if incident.kind == "exception"]
     if not exceptions:
         return "\n".join([*lines, label["nothing"]]) + "\n"
-    last = exceptions[-1]
-    lines.append(f"- {label['understood']}: {code(_shown(last))} (line {last.line}{escape(_ranks(last))})")
-    if last.package:
-        lines.append(f"- {label['raised_by']}: {code(last.package)}")
-    if last.user_frame:
-        lines.append(f"- {label['your_code']}: {code(place(last.user_frame))}")
+    lines += _understood(exceptions[-1], label)
     lines += [f"- {label['related']}: {code(hit.entry_id)} ({escape(hit.why)})" for hit in answer.related]
     return "\n".join(lines) + "\n"
+
+
+def _understood(incident: Incident, label: Mapping[str, str]) -> list[str]:
+    lines = [f"- {label['understood']}: {code(shown(incident))} (line {incident.line}{escape(named(incident.ranks))})"]
+    if incident.package:
+        lines.append(f"- {label['raised_by']}: {code(incident.package)}")
+    if incident.user_frame:
+        lines.append(f"- {label['your_code']}: {code(place(incident.user_frame))}")
+    return lines

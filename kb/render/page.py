@@ -28,11 +28,14 @@ _CODES = {
 _WORD = lazy.pattern(
     r"[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe4f\uff00-\uff60\uffe0-\uffe6]|[^\s\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe4f\uff00-\uff60\uffe0-\uffe6]+|\s+"
 )
+_ASCII_WORD = lazy.pattern(r"\S+|\s+")
 _UNSAFE = lazy.pattern(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
 
 def safe(text: str) -> str:
     """Nothing that could move a cursor, hide text or reverse it; each such character becomes U+FFFD."""
+    if text.isascii() and text.isprintable():
+        return text  # nearly every line; the pattern takes longer to compile than a page to write
     return _UNSAFE.sub("\ufffd", text).expandtabs(4)
 
 
@@ -74,7 +77,7 @@ def wrap(text: str, width: int) -> list[str]:
 
 
 def _words(text: str, width: int) -> Iterator[str]:
-    for word in _WORD.findall(text):
+    for word in (_ASCII_WORD if text.isascii() else _WORD).findall(text):
         if cells(word) <= width:
             yield word
             continue

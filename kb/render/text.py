@@ -9,7 +9,6 @@ from kb.models.result import Caution, Fix, Frame, Incident, Match, Result
 from kb.rank import cautions, fixes, rate_words, state_words
 from kb.render.page import Page
 from kb.render.words import RECOVER, STATES, TIERS, words
-from kb.roles import unknown_origin
 
 MORE_FIXES = 4
 """Fixes shown below the first; `kb show` has them all."""
@@ -29,8 +28,7 @@ def result(answer: Result, *, width: int, color: bool, locale: str = "en") -> st
         page.blank()
         mark = f"{other.role}: {other.why}"
         page.field(label["also"], f"{other.entry_id} · {mark}")
-    if main.role != "root":
-        _behind(page, answer, label)
+    _behind(page, answer, label)
     page.blank()
     page.field(label["more"], f"kb show {main.entry_id}", "dim")
     return page.text()
@@ -40,8 +38,8 @@ def _main(page: Page, match: Match, answer: Result, label: Mapping[str, str]) ->
     mark, name, color = TIERS[match.verification_tier]
     incident = answer.query.incidents[match.incident]
     page.title(f"{match.entry_id}", f"{mark} {name}", color)
-    page.field(label["seen"], _shown(incident), "yellow")
-    page.field("", f"{match.why}{_ranks(incident)}", "dim")
+    page.field(label["seen"], shown(incident), "yellow")
+    page.field("", f"{match.why}{ranks(answer, match)}", "dim")
     if match.verification_tier == "refuted":
         page.field("", match.tier_reason, "red")
         if lookalikes := match.transition_graph["frequently_confused_with"]:
@@ -110,7 +108,7 @@ def _unknown(page: Page, answer: Result, label: Mapping[str, str]) -> None:
 
 
 def _understood(page: Page, incident: Incident, label: Mapping[str, str]) -> None:
-    page.field(label["understood"], f"{_shown(incident)} (line {incident.line}{_ranks(incident)})")
+    page.field(label["understood"], f"{shown(incident)} (line {incident.line}{named(incident.ranks)})")
     if incident.package:
         page.field(label["raised_by"], incident.package)
     if incident.user_frame:
@@ -119,12 +117,10 @@ def _understood(page: Page, incident: Incident, label: Mapping[str, str]) -> Non
 
 def _behind(page: Page, answer: Result, label: Mapping[str, str]) -> None:
     """What began it, where only wrappers and consequences are known."""
-    incidents = answer.query.incidents
-    origin = unknown_origin(incidents, [match.incident for match in answer.matches])
-    if origin is not None:
+    if answer.unknown_root is not None:
         page.blank()
         page.field("", label["only_wrapper"] + ":", "yellow")
-        _understood(page, incidents[origin], label)
+        _understood(page, answer.query.incidents[answer.unknown_root], label)
 
 
 def place(frame: Frame) -> str:
@@ -133,17 +129,24 @@ def place(frame: Frame) -> str:
     return f"{where} in {frame.function}" if frame.function else where
 
 
-def _shown(incident: Incident) -> str:
+def shown(incident: Incident) -> str:
+    """Type and first line of the message, at most 400 code points."""
     first = next((line for line in incident.message.split("\n") if line.strip()), "")
     text = f"{incident.type}: {first}" if incident.type and first else incident.type or first
     return text if len(text) <= 400 else text[:399] + "…"
 
 
-def _ranks(incident: Incident) -> str:
-    if not incident.ranks:
+def ranks(answer: Result, match: Match) -> str:
+    """`, rank0, rank3`: every rank whose incident shows this entry; empty if none is known."""
+    places = (match.incident, *match.repeats)
+    return named(tuple(dict.fromkeys(rank for place in places for rank in answer.query.incidents[place].ranks)))
+
+
+def named(ranks: Sequence[str]) -> str:
+    """`, rank0, rank1 and 6 more`; empty for none."""
+    if not ranks:
         return ""
-    shown = ", ".join(incident.ranks[:8])
-    return f", {shown}" + (f" and {len(incident.ranks) - 8} more" if len(incident.ranks) > 8 else "")
+    return f", {', '.join(ranks[:8])}" + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
 
 
 def record(entry: Mapping[str, Any], *, width: int, color: bool, locale: str = "en") -> str:
