@@ -27,7 +27,7 @@ from kb.errors import PatternError
 from kb.excerpt import Scanner, excerpt
 from kb.index import Index
 from kb.literals import fold_case
-from kb.match import find
+from kb.matcher import find
 from kb.opening import open_base
 from kb.parse import parse
 from kb.patterns import compile_pattern

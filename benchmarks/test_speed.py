@@ -11,7 +11,7 @@ from kb.denoise import denoise
 from kb.environment import from_paste
 from kb.excerpt import excerpt
 from kb.knowledge import KnowledgeBase
-from kb.match import find
+from kb.matcher import find
 from kb.opening import open_base
 from kb.parse import parse
 

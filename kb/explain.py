@@ -15,7 +15,7 @@ from kb import roles
 from kb.environment import from_paste, merged
 from kb.index import Signature
 from kb.literals import fold_case
-from kb.match import WINDOW, Candidates, Found, find
+from kb.matcher import WINDOW, Candidates, Found, find
 from kb.models.result import Environment, Frame, Incident, Line, Role
 from kb.parse import Failure, Parsed, parse, passage
 

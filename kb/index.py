@@ -226,6 +226,11 @@ class Index:
                 return self._parsed(text)
         raise UnknownEntryError(f"no entry has the id {entry_id!r}", self._closest(entry_id))
 
+    def folder(self, entry_id: str) -> Path | None:
+        """Where an entry of this id was read from; None if it is unknown or came from no folder."""
+        rows = self._rows("select folder from entries where id = ?", (entry_id,))
+        return Path(rows[0][0]) if rows and rows[0][0] else None
+
     def records(self) -> Iterable[dict[str, Any]]:
         """Every published record, withdrawn ones included, in the order of ids."""
         for (text,) in self._rows("select record from entries order by id"):

@@ -14,7 +14,7 @@ from kb.environment import from_paste, merged
 from kb.index import Hit, Index
 from kb.literals import encodable
 from kb.localize import localized
-from kb.match import Found, error_line, find
+from kb.matcher import Found, error_line, find
 from kb.models.result import Environment, Incident, Line, Match, Query, Related, Result
 from kb.parse import parse
 

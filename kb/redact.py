@@ -7,14 +7,18 @@ again. Standard library only.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+
+from kb import lazy
+from kb.models.result import Frame, Incident, Result
 
 MARK = "[redacted]"
 
-_KEY_BLOCK = re.compile(
+_KEY_BLOCK = lazy.pattern(
     r"(-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----)[\s\S]*?(-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)", re.ASCII
 )
 
-_TOKEN = re.compile(
+_TOKEN = lazy.pattern(
     r"(?<![A-Za-z0-9_-])(?:"
     r"hf_[A-Za-z0-9]{16,}"  # Hugging Face
     r"|sk-[A-Za-z0-9_-]{16,}"  # OpenAI, Anthropic
@@ -28,17 +32,17 @@ _TOKEN = re.compile(
     re.ASCII,
 )
 
-_HEADER = re.compile(
+_HEADER = lazy.pattern(
     r"(?i)\b((?:proxy-)?authorization|x-api-key|x-auth-token|set-cookie|cookie)"
     r"([\"']?[ \t]{0,4}[:=][ \t]{0,4}[\"']?)(?:(?:bearer|basic|token|digest)[ \t]{1,4})?[^\s\"',]+",
     re.ASCII,
 )
-_BEARER = re.compile(r"(?i)\b(bearer[ \t]{1,4})[A-Za-z0-9._~+/=-]{16,}", re.ASCII)
+_BEARER = lazy.pattern(r"(?i)\b(bearer[ \t]{1,4})[A-Za-z0-9._~+/=-]{16,}", re.ASCII)
 
-_URL_CREDENTIALS = re.compile(r"(://)[^\s/@:\"'<>]{0,200}:[^\s/@\"'<>]{1,500}@", re.ASCII)
+_URL_CREDENTIALS = lazy.pattern(r"(://)[^\s/@:\"'<>]{0,200}:[^\s/@\"'<>]{1,500}@", re.ASCII)
 
 # Environment style, `HF_TOKEN=...` or `"HF_TOKEN": "..."`: capitals, so that `past_key_values=...` stays readable.
-_ASSIGNED = re.compile(
+_ASSIGNED = lazy.pattern(
     r"(?<![A-Za-z0-9_])([A-Z0-9_]*?(?:API_?KEY|ACCESS_KEY|ACCESS_KEY_ID|SECRET_KEY|PRIVATE_KEY|_KEY|TOKEN|SECRET|"
     r"PASSWORD|PASSWD|CREDENTIALS?|PASSPHRASE)[\"']?[ \t]{0,4}[=:][ \t]{0,4})"
     r"(?:\"[^\"\n]*\"|'[^'\n]*'|[^\s\"',;&)]+)",
@@ -49,42 +53,48 @@ _NAMED = (
     r"|password|passwd|passphrase|client[_-]secret|secret|(?:access|auth|refresh|bearer|hf|api)[_-]?token|token)"
 )
 # Lower case is code more often than a secret: only a quoted text, or a long value with a digit in it, is taken out.
-_NAMED_QUOTED = re.compile(
+_NAMED_QUOTED = lazy.pattern(
     rf"(?i)(?<![A-Za-z0-9_])({_NAMED}[\"']?[ \t]{{0,4}}[=:][ \t]{{0,4}})(?:\"[^\"\s]+\"|'[^'\s]+')", re.ASCII
 )
-_NAMED_BARE = re.compile(
+_NAMED_BARE = lazy.pattern(
     rf"(?i)(?<![A-Za-z0-9_])({_NAMED}=)(?=[^\s\"',;&()\[\]]{{8}})(?=[^\s\"',;&()\[\]0-9]{{0,64}}[0-9])"
     r"[^\s\"',;&()\[\]]+",
     re.ASCII,
 )
-_OPTION = re.compile(rf"(?i)(?<!\S)(--{_NAMED}[= ])(?!-)[^\s]+", re.ASCII)
+_OPTION = lazy.pattern(rf"(?i)(?<!\S)(--{_NAMED}[= ])(?!-)[^\s]+", re.ASCII)
 
 # A top-level domain is spelled out so that `q@k.transpose(1, 2)` and `x@w.mT` are not addresses.
-_EMAIL = re.compile(
+_EMAIL = lazy.pattern(
     r"(?<![A-Za-z0-9._%+-])(?!git@)[A-Za-z0-9._%+-]+@(?:[A-Za-z0-9-]{1,63}\.){1,6}"
     r"(?:com|org|net|edu|gov|mil|int|info|dev|app|cloud|tech|xyz|email|[a-z]{2})(?![A-Za-z0-9_(\[-])",
     re.ASCII,
 )
 
-_HOME = re.compile(
+_HOME = lazy.pattern(
     r"(?<![A-Za-z0-9_.~-])(?:(?:/home/|/Users/)[^/\s\"':;,<>|()]+|/root(?![A-Za-z0-9_.-]))"
     r"|(?<![A-Za-z0-9_])[A-Za-z]:(?:\\{1,2}|/)Users(?:\\{1,2}|/)"
     r"(?:[^\\/\r\n\"':<>|]{1,64}(?=[\\/])|[^\\/\s\"':;,<>|]+)",
     re.ASCII,
 )
 
-_SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (_KEY_BLOCK, rf"\1{MARK}\2"),
-    (_URL_CREDENTIALS, rf"\1{MARK}@"),
-    (_HEADER, rf"\1\2{MARK}"),
-    (_TOKEN, MARK),
-    (_BEARER, rf"\1{MARK}"),
-    (_ASSIGNED, rf"\1{MARK}"),
-    (_NAMED_QUOTED, rf"\1{MARK}"),
-    (_NAMED_BARE, rf"\1{MARK}"),
-    (_OPTION, rf"\1{MARK}"),
-    (_EMAIL, MARK),
+_SECRETS: tuple[tuple[re.Pattern[str], str, tuple[str, ...]], ...] = (
+    (_KEY_BLOCK, rf"\1{MARK}\2", ("private key",)),
+    (_URL_CREDENTIALS, rf"\1{MARK}@", ("://",)),
+    (_HEADER, rf"\1\2{MARK}", ("authorization", "x-api-key", "x-auth-token", "cookie")),
+    (
+        _TOKEN,
+        MARK,
+        ("hf_", "sk-", "gh", "glpat-", "akia", "asia", "aiza", "xox", "xapp-", "eyj"),
+    ),
+    (_BEARER, rf"\1{MARK}", ("bearer",)),
+    (_ASSIGNED, rf"\1{MARK}", ("key", "token", "secret", "passw", "credential", "passphrase")),
+    (_NAMED_QUOTED, rf"\1{MARK}", ("key", "token", "secret", "passw", "passphrase")),
+    (_NAMED_BARE, rf"\1{MARK}", ("key", "token", "secret", "passw", "passphrase")),
+    (_OPTION, rf"\1{MARK}", ("--",)),
+    (_EMAIL, MARK, ("@",)),
 )
+"""Pattern, what stands in its place, and texts of which one stands, in lower case, in everything it finds: most texts
+hold none, and need no pattern compiled."""
 
 
 def redact(text: str, paths: bool = False) -> str:
@@ -95,10 +105,30 @@ def redact(text: str, paths: bool = False) -> str:
     # Taking one secret out can bring another to light, so it is repeated until nothing changes; twice is the rule.
     for _ in range(8):
         before = text
-        for pattern, replacement in _SECRETS:
-            text = pattern.sub(replacement, text)
+        lowered = text.lower()
+        for pattern, replacement, gate in _SECRETS:
+            if any(literal in lowered for literal in gate):
+                text = pattern.sub(replacement, text)
         if paths:
             text = _HOME.sub("~", text)
         if text == before:
             break
     return text
+
+
+def redacted(answer: Result, *, paths: bool = False) -> Result:
+    """An answer whose quotations of the paste hold no secrets; with `paths` no home folders either."""
+
+    def frame(one: Frame) -> Frame:
+        return replace(one, file=redact(one.file, paths))
+
+    def incident(one: Incident) -> Incident:
+        return replace(
+            one,
+            message=redact(one.message, paths),
+            frames=tuple(map(frame, one.frames)),
+            user_frame=frame(one.user_frame) if one.user_frame else None,
+        )
+
+    query = replace(answer.query, incidents=tuple(map(incident, answer.query.incidents)))
+    return replace(answer, query=query)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kb import lazy
-from kb.match import Found
+from kb.matcher import Found
 from kb.models.result import Incident, Line, Role
 
 # What a process says when another one is gone or stuck. Never the cause where another process says what happened.

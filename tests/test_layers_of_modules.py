@@ -41,7 +41,7 @@ LAYERS = [
         "excerpt",
     ],
     ["index", "evidence", "provenance"],
-    ["match", "rates"],
+    ["matcher", "rates"],
     ["roles", "explain", "rank", "states", "tiers", "publish", "foreign", "schema", "verify"],
     [
         "index_tables",
@@ -50,11 +50,13 @@ LAYERS = [
         "knowledge",
         "build",
         "opening",
+        "scripts",
         "throwaway",
         "proving",
     ],
     ["lint", "render"],
-    ["evaluate"],
+    ["api"],
+    ["evaluate", "integrations", "web"],
     ["cli"],
     ["__main__"],
 ]

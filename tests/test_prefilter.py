@@ -14,7 +14,7 @@ from kb.denoise import denoise
 from kb.index import Index
 from kb.index_build import build_memory
 from kb.literals import fold_case
-from kb.match import find
+from kb.matcher import find
 from kb.opening import open_base
 from kb.parse import parse
 from kb.prefilter import GRAM, Automaton, grams, rarest_grams

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from kb.denoise import denoise
-from kb.match import Found
+from kb.matcher import Found
 from kb.models.result import Incident, Link
 from kb.roles import Clues, assign, clues
 

@@ -41,9 +41,9 @@ def _abandon_output() -> None:
 def _run(arguments: list[str]) -> int:
     if arguments[:1] == ["match"] and (code := _match(arguments[1:])) is not None:
         return code
-    from kb.cli.app import run
+    from kb.cli import app
 
-    return run(arguments)
+    return app.main(arguments)
 
 
 def _match(arguments: list[str]) -> int | None:

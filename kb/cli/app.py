@@ -32,7 +32,7 @@ Locale = Annotated[str, typer.Option("--locale", help="Language of the answer: e
 Format = Annotated[str, typer.Option("--format", "-f", help="text or json.")]
 
 
-def run(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Run the application on these arguments and return its exit code."""
     try:
         code = app(args=arguments, prog_name="kb", standalone_mode=True)
@@ -61,11 +61,17 @@ def match(
     files: Annotated[
         list[str] | None, typer.Argument(help="Files with pastes or logs; `-` or nothing reads standard input.")
     ] = None,
-    format: Annotated[str, typer.Option("--format", "-f", help="text, markdown, json or jsonl.")] = "text",
+    format: Annotated[
+        str, typer.Option("--format", "-f", help="text, markdown, json, jsonl, sarif or github.")
+    ] = "text",
     locale: Locale = "en",
     env: Annotated[
         str, typer.Option("--env", help="What is known beyond the paste: none, auto (this machine), or a JSON file.")
     ] = "none",
+    redact: Annotated[
+        str,
+        typer.Option("--redact", help="What quotations of the paste leave out: none, secrets, or paths as well."),
+    ] = "secrets",
     entries: Entries = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show what each stage made of the paste.")] = False,
     why_not: Annotated[
@@ -74,8 +80,34 @@ def match(
 ) -> None:
     """Answer a pasted traceback or log with ranked fixes. Exit code 1 if nothing in it is known."""
     folders = tuple(map(str, entries or ()))
-    options = match_command.Options(tuple(files or ()), format, locale, env, folders, explain, why_not)
+    options = match_command.Options(tuple(files or ()), format, locale, env, redact, folders, explain, why_not)
     sys.exit(match_command.run(options))
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def run(
+    command: Annotated[list[str] | None, typer.Argument(metavar="-- COMMAND...", help="The program to run.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="The whole answer instead of a short one.")] = False,
+    locale: Locale = "en",
+    entries: Entries = None,
+) -> None:
+    """Run a program as it is, and explain its death on standard error. The exit code is the program's."""
+    from kb.cli.commands import supervision
+
+    sys.exit(supervision.run(command or [], full=full, locale=locale, entries=entries or []))
+
+
+@app.command()
+def mcp(
+    transport: Annotated[str, typer.Option("--transport", help="stdio or http (streamable HTTP).")] = "stdio",
+    host: Annotated[str, typer.Option("--host", help="Address to listen on, with http.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port to listen on, with http.")] = 8322,
+    entries: Entries = None,
+) -> None:
+    """Serve the knowledge base to agents over the Model Context Protocol. Needs `provenfix[mcp]`."""
+    from kb.cli.commands import serving
+
+    serving.mcp(transport, host=host, port=port, entries=entries or [])
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,14 @@ from kb.intake import read_file, read_stdin
 from kb.localize import LOCALES
 from kb.models.result import Environment, Result
 from kb.opening import ask
+from kb.redact import redacted
 
 if TYPE_CHECKING:
     from kb.excerpt import Row
     from kb.knowledge import KnowledgeBase
 
-FORMATS = ("text", "markdown", "json", "jsonl")
+FORMATS = ("text", "markdown", "json", "jsonl", "sarif", "github")
+REDACT = ("none", "secrets", "paths")
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,20 @@ class Options:
     format: str = "text"
     locale: str = "en"
     env: str = "none"
+    redact: str = "secrets"
     entries: tuple[str, ...] = ()
     explain: bool = False
     why_not: str | None = None
 
 
-_VALUED = {"--format": "format", "-f": "format", "--locale": "locale", "--env": "env", "--entries": "entries"}
+_VALUED = {
+    "--format": "format",
+    "-f": "format",
+    "--locale": "locale",
+    "--env": "env",
+    "--entries": "entries",
+    "--redact": "redact",
+}
 
 
 def plain(arguments: Sequence[str]) -> Options | None:
@@ -66,6 +77,8 @@ def run(options: Options) -> int:
         raise UsageError(f"--format {options.format}: unknown", f"one of {', '.join(FORMATS)}")
     if options.locale not in LOCALES:
         raise UsageError(f"--locale {options.locale}: unknown", f"one of {', '.join(LOCALES)}")
+    if options.redact not in REDACT:
+        raise UsageError(f"--redact {options.redact}: unknown", f"one of {', '.join(REDACT)}")
     inputs = options.files or ("-",)
     if len(inputs) > 1 and options.format == "json":
         raise UsageError("--format json gives one document", "use --format jsonl for several inputs")
@@ -77,7 +90,13 @@ def run(options: Options) -> int:
         return explanation.run(options, pastes, environment)
     folders = [Path(folder) for folder in options.entries]
     answers = ask(folders, lambda base: [base.match(p.read(base), environment, locale=options.locale) for p in pastes])
-    for name, answer in zip(inputs, answers, strict=True):
+    if options.redact != "none":
+        answers = [redacted(answer, paths=options.redact == "paths") for answer in answers]
+    named = list(zip(inputs, answers, strict=True))
+    if options.format in ("sarif", "github"):
+        terminal.write(_for_ci(options, named))
+        named = []
+    for name, answer in named:
         if len(inputs) > 1 and options.format in ("text", "markdown"):
             terminal.write(f"==> {name} <==\n" if options.format == "text" else f"## {name}\n\n")
         terminal.write(render(options, answer))
@@ -118,6 +137,24 @@ def render(options: Options, answer: Result) -> str:
         "jsonl": lambda: _json(answer, compact=True),
     }
     return renderers[options.format]()
+
+
+def _for_ci(options: Options, named: Sequence[tuple[str, Result]]) -> str:
+    """All inputs in one document. On GitHub the whole answers also go to the summary of the step."""
+    if options.format == "sarif":
+        from kb.render import sarif
+
+        return sarif.dumps(named)
+    from kb.render import github
+
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        pages = "\n".join(_markdown(answer, options.locale) for _, answer in named)
+        try:
+            with Path(summary).open("a", encoding="utf-8") as file:
+                file.write(pages)
+        except OSError as error:
+            terminal.warn([f"GITHUB_STEP_SUMMARY: cannot write {summary}: {error.strerror or error}"])
+    return github.commands(named)
 
 
 def _text(answer: Result, locale: str) -> str:

@@ -65,6 +65,11 @@ def _main(match: Match, answer: Result, locale: str) -> list[str]:
     return [*lines, f"**{label['recover']}**: {RECOVER[match.recoverability]}"]
 
 
+def fenced(text: str) -> str:
+    """A block of text that Markdown leaves as it is, in a fence longer than any inside it."""
+    return "\n".join(_fenced(text)) + "\n"
+
+
 def _fenced(how: str) -> list[str]:
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", how)), default=0))
     return [f"{fence}text", *safe(how).strip("\n").split("\n"), fence]

@@ -61,7 +61,7 @@ def _fix(page: Page, fix: Fix, label: Mapping[str, str], *, first: bool, second:
     heading = label["first"] if first else label["then"] if second else ""
     page.field(heading, f"{mark} {fix.action}", *(("bold",) if first else ()))
     if first:
-        _how(page, fix.how)
+        how(page, fix.how)
     page.field("", fix.why, color, indent=2)
     if first and fix.trade_off:
         page.field("", f"but: {fix.trade_off}", "dim", indent=2)
@@ -71,10 +71,10 @@ def _fix(page: Page, fix: Fix, label: Mapping[str, str], *, first: bool, second:
         page.blank()
 
 
-def _how(page: Page, how: str) -> None:
-    """Prose wraps, code stays; a fenced or indented line is code."""
+def how(page: Page, text: str) -> None:
+    """Instructions: prose wraps, code stays; a fenced or indented line is code."""
     fenced = False
-    for line in how.strip("\n").split("\n"):
+    for line in text.strip("\n").split("\n"):
         if line.strip().startswith("```"):
             fenced = not fenced
         elif fenced or line.startswith("    "):
@@ -172,7 +172,7 @@ def record(entry: Mapping[str, Any], *, width: int, color: bool, locale: str = "
     page.blank()
     for number, fix in enumerate(fixes(entry, Environment())):
         page.field(label["fixes"] if number == 0 else "", f"{STATES[fix.state][0]} {fix.action}", "bold")
-        _how(page, fix.how)
+        how(page, fix.how)
         page.field("", fix.why, STATES[fix.state][1], indent=2)
         for text in (fix.trade_off and f"but: {fix.trade_off}", fix.condition and f"when: {fix.condition}"):
             if text:

@@ -7,7 +7,7 @@ from typing import Any
 from kb.denoise import denoise
 from kb.index import Signature
 from kb.literals import required_literals
-from kb.match import error_line, find
+from kb.matcher import error_line, find
 from kb.models.result import Incident
 from kb.parse import parse
 
