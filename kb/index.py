@@ -73,6 +73,20 @@ class Hit(NamedTuple):
     """Which of the asked terms it shares; only `related` says."""
 
 
+class Run(NamedTuple):
+    """One evidence file."""
+
+    file: str
+    started_at: str
+    device: str
+    gpu: str | None
+    torch: str | None
+    python: str
+    trials: int
+    fresh_trials: int
+    contributed_by: str | None
+
+
 class Problem(NamedTuple):
     """A catalogue file that was left out when the index was built."""
 
@@ -230,6 +244,15 @@ class Index:
         """Where an entry of this id was read from; None if it is unknown or came from no folder."""
         rows = self._rows("select folder from entries where id = ?", (entry_id,))
         return Path(rows[0][0]) if rows and rows[0][0] else None
+
+    def evidence(self, entry_id: str) -> Sequence[Run]:
+        """Runs of an entry's script, newest first."""
+        rows = self._rows(
+            "select file, started_at, device, gpu, torch, python, trials, fresh_trials, contributed_by from evidence"
+            " where entry_id = ? order by started_at desc, file",
+            (entry_id,),
+        )
+        return [Run(*row) for row in rows]
 
     def records(self) -> Iterable[dict[str, Any]]:
         """Every published record, withdrawn ones included, in the order of ids."""

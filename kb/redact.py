@@ -7,10 +7,8 @@ again. Standard library only.
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 
 from kb import lazy
-from kb.models.result import Frame, Incident, Result
 
 MARK = "[redacted]"
 
@@ -84,7 +82,7 @@ _SECRETS: tuple[tuple[re.Pattern[str], str, tuple[str, ...]], ...] = (
     (
         _TOKEN,
         MARK,
-        ("hf_", "sk-", "gh", "glpat-", "akia", "asia", "aiza", "xox", "xapp-", "eyj"),
+        ("hf_", "sk-", "gh", "github_", "glpat-", "akia", "asia", "aiza", "xox", "xapp-", "eyj"),
     ),
     (_BEARER, rf"\1{MARK}", ("bearer",)),
     (_ASSIGNED, rf"\1{MARK}", ("key", "token", "secret", "passw", "credential", "passphrase")),
@@ -114,21 +112,3 @@ def redact(text: str, paths: bool = False) -> str:
         if text == before:
             break
     return text
-
-
-def redacted(answer: Result, *, paths: bool = False) -> Result:
-    """An answer whose quotations of the paste hold no secrets; with `paths` no home folders either."""
-
-    def frame(one: Frame) -> Frame:
-        return replace(one, file=redact(one.file, paths))
-
-    def incident(one: Incident) -> Incident:
-        return replace(
-            one,
-            message=redact(one.message, paths),
-            frames=tuple(map(frame, one.frames)),
-            user_frame=frame(one.user_frame) if one.user_frame else None,
-        )
-
-    query = replace(answer.query, incidents=tuple(map(incident, answer.query.incidents)))
-    return replace(answer, query=query)

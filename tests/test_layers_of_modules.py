@@ -25,6 +25,7 @@ LAYERS = [
         "models.provenance",
         "digest",
         "redact",
+        "redacted",
         "literals",
         "layers",
     ],

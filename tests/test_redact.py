@@ -136,3 +136,20 @@ def test_hostile_repetition_is_worked_off_in_one_go(unit: str) -> None:
     # Anything worse than linear would not come to an end at this length.
     once = redact(unit * (400_000 // len(unit)), paths=True)
     assert redact(once, paths=True) == once
+
+
+def test_quotations_of_a_paste_hold_no_secrets() -> None:
+    import kb
+    from kb.redacted import redacted
+
+    paste = (
+        'Traceback (most recent call last):\n  File "/home/jane/train.py", line 3, in main\n    login()\n'
+        f"RuntimeError: mat1 and mat2 must have the same dtype, but got Float and BFloat16 (HF_TOKEN=hf_{BODY[:34]})\n"
+    )
+    answer = kb.match(paste)
+    clean = redacted(answer, paths=True)
+    assert clean.matches == answer.matches
+    assert BODY[:34] not in str(clean)
+    assert "/home/jane" not in str(clean)
+    assert clean.query.incidents[0].user_frame is not None
+    assert clean.query.incidents[0].user_frame.file == "~/train.py"

@@ -98,6 +98,27 @@ def run(
 
 
 @app.command()
+def serve(
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; others than loopback need --token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option("--port", help="Port to listen on.")] = 8321,
+    token: Annotated[
+        str | None, typer.Option("--token", help="What everybody who asks must know; or set KB_TOKEN.")
+    ] = None,
+    body_limit: Annotated[
+        int, typer.Option("--body-limit", min=1_024, help="Bytes that a paste may have.")
+    ] = 1_048_576,
+    at_once: Annotated[int, typer.Option("--at-once", min=1, help="Requests in progress before others wait.")] = 64,
+    entries: Entries = None,
+) -> None:
+    """Serve a web page to paste into, and the HTTP interface. Needs `provenfix[serve]`."""
+    from kb.cli.commands import serving
+
+    serving.serve(host=host, port=port, token=token, body_limit=body_limit, at_once=at_once, entries=entries or [])
+
+
+@app.command()
 def mcp(
     transport: Annotated[str, typer.Option("--transport", help="stdio or http (streamable HTTP).")] = "stdio",
     host: Annotated[str, typer.Option("--host", help="Address to listen on, with http.")] = "127.0.0.1",

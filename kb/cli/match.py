@@ -14,7 +14,7 @@ from kb.intake import read_file, read_stdin
 from kb.localize import LOCALES
 from kb.models.result import Environment, Result
 from kb.opening import ask
-from kb.redact import redacted
+from kb.redacted import redacted
 
 if TYPE_CHECKING:
     from kb.excerpt import Row

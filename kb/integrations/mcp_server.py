@@ -21,7 +21,7 @@ from kb.errors import KbError, UnknownEntryError
 from kb.knowledge import KnowledgeBase
 from kb.localize import localized
 from kb.models.result import Environment
-from kb.redact import redacted
+from kb.redacted import redacted
 from kb.render import compact, text
 from kb.scripts import verification_script
 

@@ -1,7 +1,9 @@
-"""`mcp` and `serve`: other programs ask."""
+"""`mcp` and `serve`: other programs and browsers ask."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,3 +24,31 @@ def mcp(transport: str, *, host: str, port: int, entries: Sequence[Path]) -> Non
     except ModuleNotFoundError as error:
         raise UsageError(f"`kb mcp` needs {error.name}", "pip install 'provenfix[mcp]'") from error
     mcp_server.run("http" if transport == "http" else "stdio", host=host, port=port, entries=list(entries))
+
+
+def serve(*, host: str, port: int, token: str | None, body_limit: int, at_once: int, entries: Sequence[Path]) -> None:
+    """Serve pages and the HTTP interface until interrupted.
+
+    Raises UsageError if the extra is not installed, or for an address that others reach without a token.
+    """
+    token = token or os.environ.get("KB_TOKEN") or None
+    if host not in _LOOPBACK and not token:
+        raise UsageError(f"--host {host}: others could reach it", "give --token, or set KB_TOKEN")
+    try:
+        import uvicorn
+
+        from kb.web.app import create_app
+        from kb.web.limits import Limits
+    except ModuleNotFoundError as error:
+        raise UsageError(f"`kb serve` needs {error.name}", "pip install 'provenfix[serve]'") from error
+    from kb.opening import open_base
+
+    base = open_base(entries)
+    for warning in base.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    app = create_app(
+        base, limits=Limits(body=body_limit, at_once=at_once), token=token, open_to_all=host not in _LOOPBACK
+    )
+    shown = f"[{host}]" if ":" in host else host
+    print(f"provenfix on http://{shown}:{port}/ (Ctrl-C ends it)", file=sys.stderr)
+    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, server_header=False)

@@ -1,0 +1,1 @@
+"""The knowledge base as a web page and an HTTP interface; `kb serve` starts it."""
