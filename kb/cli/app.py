@@ -170,10 +170,13 @@ def list_entries(
 @app.command()
 def index(
     path: Annotated[bool, typer.Option("--path", help="Print where the index is, building it if needed.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Also write a copy here, for other tools; an older one is replaced.")
+    ] = None,
     entries: Entries = None,
 ) -> None:
-    """Build the SQLite index anew, or say where it is: `datasette $(kb index --path)`."""
-    maintain.index(path_only=path, entries=entries or [])
+    """Build the SQLite index anew, say where it is, or copy it: `datasette provenfix.db` (docs/sql.md)."""
+    maintain.index(path_only=path, output=output, entries=entries or [])
 
 
 @app.command(name="import")

@@ -17,8 +17,8 @@ _HEAD = 4096
 """Bytes of a file in which an evidence file shows what it is."""
 
 
-def index(*, path_only: bool, entries: Sequence[Path]) -> None:
-    """Build the index, or print its path."""
+def index(*, path_only: bool, output: Path | None, entries: Sequence[Path]) -> None:
+    """Build the index, print its path, or copy it. A copy takes its name when it is whole."""
     from kb.opening import open_base
 
     base = open_base(entries, rebuild=not path_only)
@@ -27,10 +27,16 @@ def index(*, path_only: bool, entries: Sequence[Path]) -> None:
         raise UsageError(
             "the index is kept in memory only", "make the cache folder writable, or set KB_CACHE to one that is"
         )
+    if output is not None:
+        import shutil
+
+        partial = output.with_name(output.name + ".partial")
+        shutil.copyfile(base.file, partial)
+        partial.replace(output)
     if path_only:
         terminal.write(f"{base.file}\n")
     else:
-        print(f"{len(base.index.list())} entries in {base.file}", file=sys.stderr)
+        print(f"{len(base.index.list())} entries in {output or base.file}", file=sys.stderr)
 
 
 def import_records(source: Path, *, to: Path, into: str | None) -> int:
