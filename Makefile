@@ -4,7 +4,7 @@ VENV ?= .venv
 FILE ?= entries/pytorch/linear-dtype-mismatch/samples/recreated-rank1-lora-eval.txt
 BIN := $(VENV)/bin
 
-.PHONY: match test bench lint types check schemas clean
+.PHONY: match test bench load browser fuzz lint types check schemas clean
 
 match: $(VENV)/.installed
 	@$(BIN)/kb match $(FILE)
@@ -15,6 +15,19 @@ test: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m pytest -q benchmarks
 	$(BIN)/python -m benchmarks.compare
+
+load: $(VENV)/.installed-bench
+	$(BIN)/python -m benchmarks.load
+
+# Pages in a real browser; wants Chromium on the machine.
+browser: $(VENV)/.installed-browser
+	$(BIN)/python -m pytest -q browser
+
+# The HTTP interface against requests made from its own description.
+fuzz: $(VENV)/.installed-fuzz
+	$(BIN)/python -c "from kb import api; from kb.web.app import create_app; import json; print(json.dumps(create_app(api.default()).openapi()))" > $(VENV)/openapi.json
+	$(BIN)/kb serve --port 8329 & server=$$!; sleep 5; \
+	$(BIN)/st run $(VENV)/openapi.json --url http://127.0.0.1:8329 --max-examples 100; code=$$?; kill $$server; exit $$code
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

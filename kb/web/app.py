@@ -116,7 +116,10 @@ def _api(desk: _Desk) -> APIRouter:
     router = APIRouter(tags=["api"])
 
     @router.post(
-        "/api/v1/match", response_model=Result, summary="Explain a traceback or log", responses={413: {}, 503: {}}
+        "/api/v1/match",
+        response_model=Result,
+        summary="Explain a traceback or log",
+        responses={400: {}, 408: {}, 413: {}, 503: {}},
     )
     async def match(paste: Paste) -> Response:
         """The shape of `kb match --format json`."""
