@@ -61,7 +61,8 @@ def catalogue(tmp_path: Path) -> Callable[..., Path]:
         for data in entries:
             folder = root / data["id"]
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "entry.json").write_text(json.dumps(data), encoding="utf-8")
+            text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+            (folder / "entry.json").write_text(text, encoding="utf-8")
         return root
 
     return add

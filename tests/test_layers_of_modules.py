@@ -42,7 +42,7 @@ LAYERS = [
         "excerpt",
     ],
     ["index", "evidence", "provenance"],
-    ["matcher", "rates"],
+    ["matcher", "rates", "generalize"],
     ["roles", "explain", "rank", "states", "tiers", "publish", "foreign", "schema", "verify"],
     [
         "index_tables",
@@ -52,6 +52,7 @@ LAYERS = [
         "build",
         "opening",
         "scripts",
+        "scaffold",
         "throwaway",
         "proving",
     ],

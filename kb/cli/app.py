@@ -194,6 +194,26 @@ def import_records(
 
 
 @app.command()
+def new(
+    file: Annotated[str, typer.Argument(help="A file with the traceback; `-` reads standard input.")] = "-",
+    entry_id: Annotated[
+        str | None, typer.Option("--id", metavar="DOMAIN/SLUG", help="Its id, instead of a proposed one.")
+    ] = (None),
+    root: Annotated[Path, typer.Option("--root", help="Entries folder to write into.")] = Path("entries"),
+    anyway: Annotated[bool, typer.Option("--anyway", help="Even if an entry answers this already.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Write without asking.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Say as JSON what was made of it.")] = False,
+    entries: Entries = None,
+) -> None:
+    """Start an entry from a paste: pattern, redacted sample, script of three arms. Exit code 1 if it is known."""
+    from kb.cli.commands import creation
+
+    sys.exit(
+        creation.new(file, entry_id=entry_id, root=root, anyway=anyway, yes=yes, as_json=json, entries=entries or [])
+    )
+
+
+@app.command()
 def schema(
     name: Annotated[
         str | None, typer.Argument(help="entry, published, evidence, provenance or match; nothing lists them.")
@@ -215,10 +235,13 @@ def check(
         str | None,
         typer.Option("--base", metavar="REV", help="Refuse evidence edited or removed since this git revision."),
     ] = None,
-    format: Format = "text",
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Repair what needs no judgement: form, secrets in samples.")
+    ] = False,
+    format: Annotated[str, typer.Option("--format", help="text, json, github or sarif.")] = "text",
 ) -> None:
     """Check entries: schema, patterns, samples, links, arms. Exit code 1 if anything is found."""
-    sys.exit(maintain.check(ids or [], root=root, clean=clean, base=base, format=format))
+    sys.exit(maintain.check(ids or [], root=root, clean=clean, base=base, fix=fix, format=format))
 
 
 @app.command(name="eval")

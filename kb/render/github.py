@@ -5,7 +5,7 @@ GitHub Docs, "Workflow commands for GitHub Actions": `%`, line breaks, and in pr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from kb.models.result import Match, Result
 from kb.render.page import safe
@@ -33,8 +33,13 @@ def _annotation(answer: Result, match: Match) -> str:
     said = [shown(incident)]
     said += [f"Do first: {fix.action} ({fix.why})" for fix in match.fixes[:1]]
     said += [f"Do not: {caution.action}" for caution in match.dead_ends[:1]]
+    return command(_COMMANDS[match.role], properties, "\n".join(said))
+
+
+def command(name: str, properties: Mapping[str, str], said: str) -> str:
+    """One workflow command; nothing in its parts can end it or begin another."""
     shown_properties = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
-    return f"::{_COMMANDS[match.role]} {shown_properties}::{_data(chr(10).join(said))}"
+    return f"::{name} {shown_properties}::{_data(said)}"
 
 
 def _data(text: str) -> str:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from kb.cli import terminal
 from kb.errors import UsageError
-from kb.render import structured
 from kb.render.page import safe
 
 _MARK = b'"verify_sha256"'
@@ -89,14 +87,17 @@ def schema(name: str | None, *, write: Path | None) -> None:
         )
 
 
-def check(ids: Sequence[str], *, root: Path | None, clean: Path | None, base: str | None, format: str) -> int:
+def check(
+    ids: Sequence[str], *, root: Path | None, clean: Path | None, base: str | None, fix: bool, format: str
+) -> int:
     """Check a catalogue; 1 if there is any finding."""
     from kb.catalog import load, packaged_root
     from kb.lint import check as run_checks
     from kb.lint.history import write_once
+    from kb.render import findings as shown
 
-    if format not in ("text", "json"):
-        raise UsageError(f"--format {format}: unknown", "text or json")
+    if format not in shown.FORMATS:
+        raise UsageError(f"--format {format}: unknown", f"one of {', '.join(shown.FORMATS)}")
     folder = (root or packaged_root()).resolve()
     catalog = load([folder])
     only = [_as_id(item, folder) for item in ids]
@@ -104,16 +105,25 @@ def check(ids: Sequence[str], *, root: Path | None, clean: Path | None, base: st
         item for item in only if item not in catalog.entries and not any(item in p.file for p in catalog.problems)
     ]:
         raise UsageError(f"no such entry: {', '.join(map(safe, missing))}", f"ids below {folder}")
+    if fix:
+        _repair([catalog.entries[item].folder for item in only or catalog.entries if item in catalog.entries])
+        catalog = load([folder])
     pastes = sorted(clean.glob("*.txt")) if clean else []
     findings = run_checks(catalog, clean=pastes, only=only)
     if base is not None:
         findings += write_once(folder, base)
-    if format == "json":
-        terminal.write(structured.dumps([asdict(finding) for finding in findings]))
-    else:
-        terminal.write("".join(safe(line) + "\n" for finding in findings for line in str(finding).split("\n")))
+    terminal.write(shown.render(findings, format))
+    if format == "text":
         print(f"{len(only) or len(catalog.entries)} entries, {len(findings)} findings", file=sys.stderr)
     return 1 if findings else 0
+
+
+def _repair(folders: Sequence[Path]) -> None:
+    from kb.lint.text import fix
+
+    for folder in folders:
+        for file in fix(folder):
+            print(f"repaired: {file}", file=sys.stderr)
 
 
 def _as_id(item: str, folder: Path) -> str:
