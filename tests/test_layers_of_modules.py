@@ -50,6 +50,7 @@ LAYERS = [
         "index_build",
         "knowledge",
         "build",
+        "tryout",
         "opening",
         "scripts",
         "scaffold",

@@ -77,10 +77,16 @@ def match(
     why_not: Annotated[
         str | None, typer.Option("--why-not", metavar="ID", help="Say which condition this entry failed.")
     ] = None,
+    try_entry: Annotated[
+        str | None,
+        typer.Option("--try", metavar="ENTRY", help="Try an entry.json that is being written: what it hits and takes."),
+    ] = None,
 ) -> None:
     """Answer a pasted traceback or log with ranked fixes. Exit code 1 if nothing in it is known."""
     folders = tuple(map(str, entries or ()))
-    options = match_command.Options(tuple(files or ()), format, locale, env, redact, folders, explain, why_not)
+    options = match_command.Options(
+        tuple(files or ()), format, locale, env, redact, folders, explain, why_not, try_entry
+    )
     sys.exit(match_command.run(options))
 
 

@@ -36,6 +36,7 @@ class Options:
     entries: tuple[str, ...] = ()
     explain: bool = False
     why_not: str | None = None
+    try_entry: str | None = None
 
 
 _VALUED = {
@@ -79,6 +80,10 @@ def run(options: Options) -> int:
         raise UsageError(f"--locale {options.locale}: unknown", f"one of {', '.join(LOCALES)}")
     if options.redact not in REDACT:
         raise UsageError(f"--redact {options.redact}: unknown", f"one of {', '.join(REDACT)}")
+    if options.try_entry is not None:
+        from kb.cli.commands import trying
+
+        return trying.run(options, Path(options.try_entry), options.files)
     inputs = options.files or ("-",)
     if len(inputs) > 1 and options.format == "json":
         raise UsageError("--format json gives one document", "use --format jsonl for several inputs")
