@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh machine: `make match` answers a traceback, `make test` passes the tests.
 PYTHON ?= python3
 VENV ?= .venv
+PYODIDE_VERSION ?= 314.0.7
 FILE ?= entries/pytorch/linear-dtype-mismatch/samples/recreated-rank1-lora-eval.txt
 BIN := $(VENV)/bin
 
@@ -19,9 +20,13 @@ bench: $(VENV)/.installed-bench
 load: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks.load
 
-# Pages in a real browser; wants Chromium on the machine.
-browser: $(VENV)/.installed-browser
-	$(BIN)/python -m pytest -q browser
+# Pages in a real browser; wants Chromium and npm on the machine.
+browser: $(VENV)/.installed-browser $(VENV)/pyodide/package/pyodide.mjs
+	PYODIDE=$(VENV)/pyodide/package $(BIN)/python -m pytest -q browser
+
+$(VENV)/pyodide/package/pyodide.mjs:
+	@mkdir -p $(VENV)/pyodide
+	@cd $(VENV)/pyodide && npm pack --silent pyodide@$(PYODIDE_VERSION) && tar xzf pyodide-*.tgz
 
 # The HTTP interface against requests made from its own description.
 fuzz: $(VENV)/.installed-fuzz

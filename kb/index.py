@@ -87,6 +87,14 @@ class Run(NamedTuple):
     contributed_by: str | None
 
 
+class Tally(NamedTuple):
+    """Trials of an entry on one kind of machine."""
+
+    held: int
+    """Those that bore their claim out."""
+    trials: int
+
+
 class Problem(NamedTuple):
     """A catalogue file that was left out when the index was built."""
 
@@ -253,6 +261,16 @@ class Index:
             (entry_id,),
         )
         return [Run(*row) for row in rows]
+
+    def tally(self) -> dict[tuple[str, str], Tally]:
+        """Fresh trials by entry and machine, such as `NVIDIA H100, torch 2.11`; what was skipped does not count."""
+        rows = self._rows(
+            "select trials.entry_id, coalesce(gpu, 'CPU') || coalesce(', torch ' || torch, ''),"
+            " sum(outcome in ('reproduced', 'fixed', 'still_fails', 'fails_differently')), count(*)"
+            " from trials join evidence using (file) where fresh and outcome <> 'skipped' and contributed_by is null"
+            " group by 1, 2"
+        )
+        return {(entry_id, machine): Tally(held, trials) for entry_id, machine, held, trials in rows}
 
     def records(self) -> Iterable[dict[str, Any]]:
         """Every published record, withdrawn ones included, in the order of ids."""

@@ -15,7 +15,7 @@ _LARGEST = 1_000_000
 def verification_script(base: KnowledgeBase, entry_id: str) -> str | None:
     """Source of an entry's script, None if it has none."""
     folder = base.index.folder(entry_id)
-    return None if folder is None else _read(folder / NAME)
+    return None if folder is None else read_script(folder)
 
 
 def arm_source(script: str, reference: str) -> str | None:
@@ -28,7 +28,9 @@ def arm_source(script: str, reference: str) -> str | None:
     return None
 
 
-def _read(file: Path) -> str | None:
+def read_script(folder: Path) -> str | None:
+    """The script in an entry's folder, None if there is none that can be read."""
+    file = folder / NAME
     try:
         if file.stat().st_size > _LARGEST:
             return None

@@ -125,6 +125,26 @@ def serve(
 
 
 @app.command()
+def export(
+    out: Annotated[Path, typer.Option("--out", help="Folder to write; an earlier export in it is replaced.")] = Path(
+        "site"
+    ),
+    url: Annotated[str, typer.Option("--url", help="Where it will be served, for the sitemap.")] = "",
+    pyodide: Annotated[
+        Path | None,
+        typer.Option(
+            "--pyodide", help="The unpacked npm package `pyodide`, for a paste box that matches in the browser."
+        ),
+    ] = None,
+    entries: Entries = None,
+) -> None:
+    """Write the published catalogue as a static site: pages, JSON, SQLite, schemas. Needs `provenfix[serve]`."""
+    from kb.cli.commands import serving
+
+    serving.export(out=out, url=url, pyodide=pyodide, entries=entries or [])
+
+
+@app.command()
 def mcp(
     transport: Annotated[str, typer.Option("--transport", help="stdio or http (streamable HTTP).")] = "stdio",
     host: Annotated[str, typer.Option("--host", help="Address to listen on, with http.")] = "127.0.0.1",

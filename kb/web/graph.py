@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,3 +75,68 @@ def _tops(count: int, middle: int) -> Sequence[int]:
 def _box(entry_id: str, x: int, y: int, kind: str) -> Box:
     domain, _, slug = entry_id.partition("/")
     return Box(entry_id, x, y, kind, domain, slug)
+
+
+def drawings(edges: Mapping[str, Collection[str]]) -> list[Drawing]:
+    """One drawing for each connected part of the whole graph, larger ones first: causes left, consequences right."""
+    neighbours: dict[str, set[str]] = {}
+    for source, targets in edges.items():
+        for target in targets:
+            neighbours.setdefault(source, set()).add(target)
+            neighbours.setdefault(target, set()).add(source)
+    parts: list[list[str]] = []
+    seen: set[str] = set()
+    for start in sorted(neighbours):
+        part = []
+        waiting = [start]
+        while waiting:
+            one = waiting.pop()
+            if one not in seen:
+                seen.add(one)
+                part.append(one)
+                waiting += sorted(neighbours[one])
+        if part:
+            parts.append(sorted(part))
+    return [_layered(part, edges) for part in sorted(parts, key=lambda part: (-len(part), part))]
+
+
+def _layered(part: Sequence[str], edges: Mapping[str, Collection[str]]) -> Drawing:
+    columns = _columns(part, edges)
+    places: dict[str, tuple[int, int]] = {}
+    for number, column in enumerate(columns):
+        for row, one in enumerate(column):
+            places[one] = (MARGIN + number * (BOX_WIDTH + SIDE), MARGIN + row * (BOX_HEIGHT + GAP))
+    boxes = tuple(_box(one, *places[one], "self") for one in part)
+    lines = []
+    for source in part:
+        for target in sorted(edges.get(source, ())):
+            (x1, y1), (x2, y2) = places[source], places[target]
+            forth = x2 > x1
+            lines.append(
+                (
+                    x1 + (BOX_WIDTH if forth else 0),
+                    y1 + BOX_HEIGHT // 2,
+                    x2 + (0 if forth else BOX_WIDTH),
+                    y2 + BOX_HEIGHT // 2,
+                    "leads",
+                )
+            )
+    width = 2 * MARGIN + len(columns) * (BOX_WIDTH + SIDE) - SIDE
+    height = 2 * MARGIN + max(len(column) for column in columns) * (BOX_HEIGHT + GAP) - GAP
+    return Drawing(width, height, boxes, tuple(lines))
+
+
+def _columns(part: Sequence[str], edges: Mapping[str, Collection[str]]) -> list[list[str]]:
+    """Each entry one column behind the last of those that lead to it; what goes round in a circle is cut somewhere."""
+    depth = dict.fromkeys(part, 0)
+    for _ in part:
+        moved = False
+        for source in part:
+            for target in edges.get(source, ()):
+                if depth[target] <= depth[source] < len(part) - 1 and depth[source] + 1 <= 6:
+                    depth[target] = depth[source] + 1
+                    moved = True
+        if not moved:
+            break
+    used = sorted(set(depth.values()))
+    return [[one for one in part if depth[one] == value] for value in used]

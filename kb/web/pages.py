@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -22,9 +24,9 @@ from kb.redacted import redacted
 from kb.render.page import safe
 from kb.render.text import place, ranks, shown
 from kb.render.words import RECOVER, STATES, TIERS
-from kb.scripts import arm_source, verification_script
+from kb.scripts import arm_source, read_script, verification_script
 from kb.web import highlight
-from kb.web.graph import BOX_HEIGHT, BOX_WIDTH, drawing
+from kb.web.graph import BOX_HEIGHT, BOX_WIDTH, drawing, drawings
 from kb.web.instructions import parts
 from kb.web.words import RECOVER_ZH, TIERS_ZH, page_words
 
@@ -54,6 +56,10 @@ class Pages:
 
     base: KnowledgeBase
     links: Links = served
+    folders: Mapping[str, Path] | None = None
+    """Where entries were read from, if the index does not say."""
+    searchable: bool = True
+    """Whether somebody answers searches."""
 
     def home(self, locale: str = "en", *, problem: str = "", paste: str = "") -> str:
         """The box to paste into."""
@@ -81,7 +87,7 @@ class Pages:
     def entry(self, entry_id: str, locale: str = "en") -> str:
         """One entry with everything known of it. Raises UnknownEntryError."""
         record = localized(self.base.get(entry_id), locale)
-        script = verification_script(self.base, record["id"]) or ""
+        script = self._source(record["id"]) or ""
         return self._page(
             "entry.html",
             locale,
@@ -120,6 +126,44 @@ class Pages:
         """Entries found by words."""
         return self._page("search.html", locale, kind="search", hits=hits, words=words)
 
+    def paste_box(self, locale: str = "en", *, matcher: bool) -> str:
+        """The first page of a published site."""
+        words = page_words(locale)
+        named = (
+            "loading",
+            "loaded",
+            "trouble",
+            "unknown",
+            "fixes",
+            "trade_off",
+            "dead_ends",
+            "also",
+            "understood",
+            "related",
+        )
+        shown_words = json.dumps({name: words[name] for name in named}, ensure_ascii=False)
+        count = len(self.base.index.list())
+        return self._page("paste.html", locale, kind="home", count=count, matcher=matcher, words_json=shown_words)
+
+    def listing(self, locale: str = "en") -> str:
+        """All entries on one page, by domain."""
+        hits = self.base.index.list()
+        domains = sorted(Counter(hit.domain for hit in hits).items())
+        return self._page("listing.html", locale, kind="browse", hits=hits, domains=domains)
+
+    def matrix(self, locale: str = "en") -> str:
+        """Entries by machines: how many trials bore their claim out."""
+        cells = self.base.index.tally()
+        columns = sorted({column for _, column in cells}, key=lambda name: (name.startswith("CPU"), name))
+        ids = sorted({entry_id for entry_id, _ in cells})
+        rows = [(entry_id, [cells.get((entry_id, column)) for column in columns]) for entry_id in ids]
+        return self._page("matrix.html", locale, kind="matrix", columns=columns, rows=rows)
+
+    def whole_graph(self, locale: str = "en") -> str:
+        """Every known transition."""
+        drawn = drawings(self.base.index.edges())
+        return self._page("graph.html", locale, kind="graph", drawings=drawn, box=(BOX_WIDTH, BOX_HEIGHT))
+
     def problem(self, title: str, text: str, locale: str = "en") -> str:
         """A page that says what went wrong."""
         return self._page("problem.html", locale, kind="home", title=title, text=text)
@@ -127,12 +171,18 @@ class Pages:
     def script(self, entry_id: str, locale: str = "en") -> str | None:
         """The verification script with highlighting; None if there is none. Raises UnknownEntryError."""
         name = self.base.get(entry_id)["id"]
-        source = verification_script(self.base, name)
+        source = self._source(name)
         return None if source is None else self._page("script.html", locale, kind="script", name=name, source=source)
 
     def _codes(self, match: Match) -> dict[str, str]:
         record = self.base.get(match.entry_id)
-        return _arms(verification_script(self.base, match.entry_id) or "", record)
+        return _arms(self._source(match.entry_id) or "", record)
+
+    def _source(self, entry_id: str) -> str | None:
+        if self.folders is not None:
+            folder = self.folders.get(entry_id)
+            return read_script(folder) if folder else None
+        return verification_script(self.base, entry_id)
 
     def _page(self, template: str, locale: str, *, kind: str, name: str = "", **values: Any) -> str:
         words = page_words(locale)
@@ -150,6 +200,7 @@ class Pages:
             tier_mark=lambda tier: TIERS[tier][0],
             state_mark=lambda state: STATES[state][0],
             version=kb.__version__,
+            searchable=self.searchable,
             name=name,
             **values,
         )

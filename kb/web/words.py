@@ -21,6 +21,10 @@ _EN = {
     "confused": "mistaken for it", "run": "Run", "device": "Device", "versions": "Versions", "trials": "Trials", "file": "File",
     "fresh": "of today's script", "skip": "Skip to the content", "in_context": "Line", "reproduced": "Raised in",
     "nothing_pasted": "There was nothing in the box.", "results": "Results for",
+    "paste_local": "The matcher runs inside this page: nothing you paste leaves your machine. The first time it loads about 14 MB.",
+    "loading": "Loading the matcher …", "loaded": "The matcher is ready.", "trouble": "That did not work:",
+    "matrix": "Evidence by machine", "matrix_hint": "Trials that bore their claim out, of all trials of today's scripts, by GPU (or CPU) and torch release.",
+    "graph_hint": "An arrow leads from an error to what is met next, after the first was fixed or because of it.",
 }  # fmt: skip
 _ZH = {
     "title": "provenfix", "tagline": "CUDA、PyTorch 与 Hugging Face 报错的修复方案，每一条都实际运行验证过。",
@@ -38,6 +42,10 @@ _ZH = {
     "after": "之后", "confused": "易混淆", "run": "运行", "device": "设备", "versions": "版本", "trials": "试验", "file": "文件",
     "fresh": "对应当前脚本", "skip": "跳到正文", "in_context": "行", "reproduced": "复现",
     "nothing_pasted": "输入框是空的。", "results": "搜索结果：",
+    "paste_local": "匹配程序就在本页面内运行，粘贴的内容不会离开你的电脑。首次使用需加载约 14 MB。",
+    "loading": "正在加载匹配程序……", "loaded": "匹配程序已就绪。", "trouble": "未能完成：",
+    "matrix": "各机器上的证据", "matrix_hint": "当前脚本的试验中，按 GPU（或 CPU）与 torch 版本统计：符合预期的次数 / 总次数。",
+    "graph_hint": "箭头从一个报错指向接下来会遇到的报错：修好前者之后，或由前者引起。",
 }  # fmt: skip
 RECOVER_ZH = {
     "in_process": "同一进程可以继续运行", "restart_process": "需要重启进程，CUDA 上下文可能已不可用",

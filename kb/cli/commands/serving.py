@@ -52,3 +52,18 @@ def serve(*, host: str, port: int, token: str | None, body_limit: int, at_once: 
     shown = f"[{host}]" if ":" in host else host
     print(f"provenfix on http://{shown}:{port}/ (Ctrl-C ends it)", file=sys.stderr)
     uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, server_header=False)
+
+
+def export(*, out: Path, url: str, pyodide: Path | None, entries: Sequence[Path]) -> None:
+    """Write the published catalogue. Raises UsageError if the extra is not installed."""
+    from kb.layers import layers
+    from kb.opening import overlays
+
+    try:
+        from kb.web.export import export as write
+    except ModuleNotFoundError as error:
+        raise UsageError(f"`kb export` needs {error.name}", "pip install 'provenfix[serve]'") from error
+    done = write(layers(overlays(entries)), out, url=url.rstrip("/"), pyodide=pyodide)
+    print(f"{done.entries} entries, {done.files} files in {done.folder}", file=sys.stderr)
+    if not done.matcher:
+        print("no paste box: `npm pack pyodide`, unpack it, and name its folder with --pyodide", file=sys.stderr)
