@@ -25,11 +25,21 @@ _TOKEN = lazy.pattern(
     r"|(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9])"  # AWS
     r"|AIza[A-Za-z0-9_-]{30,}"  # Google
     r"|xox[abeoprs]-[A-Za-z0-9-]{10,}|xapp-[A-Za-z0-9-]{10,}"  # Slack
+    r"|nvapi-[A-Za-z0-9_-]{20,}"  # NVIDIA
+    r"|npm_[A-Za-z0-9]{30,}|pypi-Ag[A-Za-z0-9_-]{30,}"  # package registries
+    r"|(?:sk|rk)_live_[A-Za-z0-9]{16,}|SG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}"  # Stripe, SendGrid
+    r"|gsk_[A-Za-z0-9]{20,}|r8_[A-Za-z0-9]{30,}"  # Groq, Replicate
     r"|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{4,}"  # JSON web token
     r")",
     re.ASCII,
 )
 
+_WEBHOOK = lazy.pattern(r"(hooks\.slack\.com/(?:services|workflows)/)[A-Za-z0-9/_-]{8,}", re.ASCII)
+_BOT = lazy.pattern(  # Telegram, Discord
+    r"(?<![A-Za-z0-9_-])(?:[0-9]{8,10}:AA[A-Za-z0-9_-]{33}|[MNO][A-Za-z0-9_-]{23,25}\.[A-Za-z0-9_-]{6}\.[A-Za-z0-9_-]{27,})",
+    re.ASCII,
+)
+_ACCOUNT = lazy.pattern(r"(AccountKey=)[A-Za-z0-9+/]{40,}={0,2}", re.ASCII)  # Azure
 _HEADER = lazy.pattern(
     r"(?i)\b((?:proxy-)?authorization|x-api-key|x-auth-token|set-cookie|cookie)"
     r"([\"']?[ \t]{0,4}[:=][ \t]{0,4}[\"']?)(?:(?:bearer|basic|token|digest)[ \t]{1,4})?[^\s\"',]+",
@@ -78,11 +88,33 @@ _HOME = lazy.pattern(
 _SECRETS: tuple[tuple[re.Pattern[str], str, tuple[str, ...]], ...] = (
     (_KEY_BLOCK, rf"\1{MARK}\2", ("private key",)),
     (_URL_CREDENTIALS, rf"\1{MARK}@", ("://",)),
+    (_WEBHOOK, rf"\1{MARK}", ("hooks.slack.com",)),
+    (_BOT, MARK, (":aa", ".")),
+    (_ACCOUNT, rf"\1{MARK}", ("accountkey=",)),
     (_HEADER, rf"\1\2{MARK}", ("authorization", "x-api-key", "x-auth-token", "cookie")),
     (
         _TOKEN,
         MARK,
-        ("hf_", "sk-", "gh", "github_", "glpat-", "akia", "asia", "aiza", "xox", "xapp-", "eyj"),
+        (
+            "hf_",
+            "sk-",
+            "gh",
+            "github_",
+            "glpat-",
+            "akia",
+            "asia",
+            "aiza",
+            "xox",
+            "xapp-",
+            "nvapi-",
+            "npm_",
+            "pypi-",
+            "_live_",
+            "sg.",
+            "gsk_",
+            "r8_",
+            "eyj",
+        ),
     ),
     (_BEARER, rf"\1{MARK}", ("bearer",)),
     (_ASSIGNED, rf"\1{MARK}", ("key", "token", "secret", "passw", "credential", "passphrase")),

@@ -20,6 +20,14 @@ SECRETS = [
     ("AIza" + BODY[:35], "AIza"),
     ("xoxb-" + "123456789012-abcdefghijkl", "xoxb"),
     ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl", "eyJ"),
+    ("nvapi-" + BODY, "nvapi-"),
+    ("npm_" + BODY, "npm_"),
+    ("pypi-Ag" + BODY, "pypi-Ag"),
+    ("sk_live_" + BODY, "sk_live_"),
+    ("SG." + BODY[:22] + "." + BODY, "SG."),
+    ("gsk_" + BODY, "gsk_"),
+    ("r8_" + BODY, "r8_"),
+    ("https://hooks.slack.com/services/T0001/B0001/" + BODY[:24], "T0001"),
     ("Authorization: Bearer " + BODY, BODY),
     ('{"authorization": "Basic dXNlcjpwYXNz"}', "dXNlcjpwYXNz"),
     ("curl -H 'X-Api-Key: " + BODY + "'", BODY),
@@ -153,3 +161,32 @@ def test_quotations_of_a_paste_hold_no_secrets() -> None:
     assert "/home/jane" not in str(clean)
     assert clean.query.incidents[0].user_frame is not None
     assert clean.query.incidents[0].user_frame.file == "~/train.py"
+
+
+def test_what_a_well_kept_detector_knows_is_gone() -> None:
+    """The rules of detect-secrets, on secrets of the shapes its own tests use."""
+    from detect_secrets.core.scan import scan_line
+    from detect_secrets.settings import transient_settings
+
+    detectors = (
+        "AWSKeyDetector", "AzureStorageKeyDetector", "BasicAuthDetector", "DiscordBotTokenDetector",
+        "GitHubTokenDetector", "GitLabTokenDetector", "JwtTokenDetector", "NpmDetector", "OpenAIDetector",
+        "PrivateKeyDetector", "PypiTokenDetector", "SendGridDetector", "SlackDetector", "StripeDetector",
+        "TelegramBotTokenDetector",
+    )  # fmt: skip
+    secrets = (
+        "AKIA" + "1234567890ABCDEF", "AccountKey=" + "lJzRc1YdHaAA2KCNJJ1tkYwF/" * 3 + "A" * 11 + "==", "https://user:pass@host/x",
+        "MTk4NjIyNDgzNDcxOTI1MjQ4" + ".Cl2FMQ." + "ZnCjm1XVW7vRze4b7Cq4se7kKWs", "ghp_" + "a1B2" * 9, "glpat-" + "a1B2" * 5,
+        "eyJhbGciOiJIUzI1NiJ9." + "eyJzdWIiOiIxIn0.c2lnbmF0dXJl", "npm_" + "a1" * 18, "pypi-AgEIcHlwaS5vcmc" + "A" * 70,
+        "SG." + "a" * 22 + "." + "b" * 43, "xoxb-" + "1234-5678-abcdef", "sk_live_" + "a1" * 12,
+        "110201543:AA" + "HdqTcvCH1vGWJxfSeofSAs0K5PALDsaw1", "-----BEGIN RSA PRIVATE KEY-----\nMIIE",
+    )  # fmt: skip
+    with transient_settings({"plugins_used": [{"name": name} for name in detectors]}):
+        for secret in secrets:
+            left = [
+                found.type
+                for line in redact(secret).split("\n")
+                for found in scan_line(line)
+                if found.type != "Private Key"
+            ]
+            assert not left, (secret, left)
