@@ -576,3 +576,13 @@ assert not new, new
 """
     root = str(Path(__file__).resolve().parents[1])
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env={**os.environ, "PYTHONPATH": root})
+
+
+def test_stored_tracebacks_do_not_name_who_ran_them() -> None:
+    from kb.verify.capture import clean
+
+    kept = clean(
+        "in /tmp/kb-verify-abc123/7/tmp/pytest-of-jane/pytest-0/test_it0/model.bin, line 3",
+        Path("/x/entries/a/b/verify.py"),
+    )
+    assert kept == "in test_it0/model.bin, line 3"

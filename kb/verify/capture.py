@@ -24,6 +24,8 @@ _MESSAGE = 4 * 1024
 _OURS = (str(Path(__file__).parent), str(Path(__file__).resolve().parent))
 _RUNNERS_FOLDERS = re.compile(
     r"(?<![^\s\"':=,()<>\[\]])[^\s\"':=,()<>\[\]]*kb-verify-\w{1,40}/(?:lib|\d{1,9}/\w{1,9})/?"
+    # pytest's own temporary folders name whoever runs it.
+    r"(?:pytest-of-[^/\s]{1,80}/pytest-\d{1,9}/)?"
 )
 _CHECKERS = ("torch/testing/", "numpy/testing/", "numpy/_utils/")
 _PRINTED = re.compile(

@@ -57,6 +57,8 @@ class Measure:
         """
         worst = 0.0
         for where, one, other in _pairs(actual, reference, "result"):
+            if one is None and other is not None:
+                raise WrongResult(f"{where} is None, for example a gradient that never came")
             worst = max(worst, _relative_error(where, one, other))
         if math.isfinite(worst):
             self.reference_error = max(worst, self.reference_error or 0.0)
