@@ -10,7 +10,6 @@ libcudart.so.11.0 has to exist somewhere, a few lines of C with the soname and s
 it, except in the arms that install NVIDIA's own package.
 """
 
-import os
 import shutil
 import subprocess
 import sysconfig
@@ -47,6 +46,10 @@ import ctypes
 version = ctypes.c_int()
 ctypes.CDLL("libcudart.so.11.0").cudaRuntimeGetVersion(ctypes.byref(version))
 print("CUDA runtime", version.value)
+"""
+
+LOADED = """
+print("loaded", *{line.split()[-1] for line in open("/proc/self/maps") if "libcudart" in line})
 """
 
 TOOLKIT = Path("/usr/local/cuda/lib64")
@@ -94,7 +97,7 @@ def run(run_script, config, place, before="", **environment):
     extension(place, built_with / f"libcudart.so.{wanted(config)}")
     shutil.rmtree(built_with)
     program = OPENED if config == "opened-by-name" else LINKED
-    return run_script(before + program, env={"PYTHONPATH": str(place), **environment})
+    return run_script(before + program + LOADED, env={"PYTHONPATH": str(place), **environment})
 
 
 @pytest.fixture(params=["linked-for-cuda-11", "opened-by-name", "linked-for-cuda-of-torch"])
@@ -127,8 +130,9 @@ def test_add_to_path(config, run_script, tmp_path):
 @pytest.mark.workaround("install-the-runtime")
 @pytest.mark.requires(nvidia_cuda_runtime_cu11="*")
 def test_install_the_runtime(config, run_script, tmp_path):
+    """The file counts, not the version it tells: without a driver the runtime of CUDA 11 answers 0."""
     not_torchs(config)
-    assert "CUDA runtime 11080" in run(run_script, config, tmp_path, LD_LIBRARY_PATH=str(WHEEL))
+    assert f"loaded {WHEEL}/libcudart.so.11" in run(run_script, config, tmp_path, LD_LIBRARY_PATH=str(WHEEL))
 
 
 @pytest.mark.workaround("load-the-library-first")

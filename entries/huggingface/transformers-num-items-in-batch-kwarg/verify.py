@@ -4,8 +4,8 @@
 # ///
 """A Trainer subclass overrides a method with the signature of before 4.46. A tiny Llama, four rows of unequal length.
 
-A fix passes if one step changes the weights by what float64 gives for the mean over all tokens that count, also when the
-four rows come in two accumulated batches.
+A fix passes if one step changes the weights by what float64 gives for the mean over all tokens that count, also when
+the four rows come in two accumulated batches.
 """
 
 import copy

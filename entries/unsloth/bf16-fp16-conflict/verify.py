@@ -72,7 +72,7 @@ def check(model: nn.Module, args: Args, monkeypatch) -> Args:
     monkeypatch.setitem(sys.modules, "unsloth_zoo.device_type", None)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    exec(compile(source_of_the_check(), "unsloth/models/rl.py", "exec"), {"args": args, "model": model, **NAMES})
+    exec(compile(source_of_the_check(), "<the check of unsloth>", "exec"), {"args": args, "model": model, **NAMES})
     return args
 
 
