@@ -49,6 +49,7 @@ value = torch.tensor([1.0 + dist.get_rank()])
 dist.all_reduce(value)
 assert value.item() == 3.0
 print("sum is right", flush=True)
+dist.destroy_process_group()
 """
 GIVEN_BY_HAND = 'os.environ["RANK"] = "0"'
 AS_LAUNCHED = 'os.environ["RANK"]'
