@@ -24,6 +24,7 @@ LAYERS = [
         "models.published",
         "models.provenance",
         "digest",
+        "closure",
         "redact",
         "redacted",
         "literals",

@@ -5,13 +5,13 @@ The only module of this package that needs more than the standard library and py
 
 from __future__ import annotations
 
-import ast
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import kb
+from kb.closure import closure
 from kb.errors import EntryError, EvidenceError, UsageError
 from kb.verify import record
 
@@ -69,7 +69,7 @@ def bundle(destination: Path, entries: Sequence[Path]) -> Path:
         for file in ("entry.json", "verify.py"):
             _copy(entry / file, destination / "entries" / name / file)
     package = Path(kb.__file__).resolve().parent
-    for module in sorted(_closure(package)):
+    for module in sorted(closure(package, [_START, *_NAMED])):
         _copy(module, destination / "kb" / module.relative_to(package))
     made_from = {"kb_version": kb.__version__, "commits": commits}
     (destination / record.BUNDLE).write_text(json.dumps(made_from, indent=2) + "\n", encoding="utf-8")
@@ -130,41 +130,3 @@ def _bring(file: Path, target: Path) -> bool:
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(source.read_bytes())
-
-
-def _closure(package: Path) -> set[Path]:
-    """Files of all modules that the bundle's start needs."""
-    waiting, seen = [_START, *_NAMED], set[str]()
-    files: set[Path] = set()
-    while waiting:
-        name = waiting.pop()
-        file = _file_of(name, package)
-        if name in seen or file is None:
-            continue
-        seen.add(name)
-        files.add(file)
-        waiting.append(name.rpartition(".")[0])
-        waiting.extend(_imported(file))
-    return files
-
-
-def _file_of(name: str, package: Path) -> Path | None:
-    if name.partition(".")[0] != package.name:
-        return None
-    path = package.parent.joinpath(*name.split("."))
-    candidates = (path.with_suffix(".py"), path / "__init__.py")
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
-
-
-def _imported(file: Path) -> Iterator[str]:
-    tree = ast.parse(file.read_bytes())
-    # What only type checkers import, no bundle needs.
-    tree.body = [
-        node for node in tree.body if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
-    ]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)

@@ -5,11 +5,10 @@ The same catalogue gives the same bytes: nothing of the time, the machine or the
 
 from __future__ import annotations
 
-import ast
 import json
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
@@ -18,6 +17,7 @@ from xml.sax.saxutils import escape
 import kb
 from kb.build import published
 from kb.catalog import load
+from kb.closure import closure
 from kb.errors import UsageError
 from kb.index import Index
 from kb.index_build import build
@@ -160,7 +160,7 @@ def _code() -> Iterator[tuple[str, bytes]]:
     import packaging
 
     package = Path(kb.__file__).parent
-    for file in sorted(_closure(package)):
+    for file in sorted(closure(package, _STARTS)):
         yield file.relative_to(package.parent).as_posix(), file.read_bytes()
     for file in sorted(Path(packaging.__file__).parent.glob("*.py")):
         yield f"packaging/{file.name}", file.read_bytes()
@@ -168,38 +168,6 @@ def _code() -> Iterator[tuple[str, bytes]]:
     yield "answering.py", (browser / "answering.py").read_bytes()
     for file in sorted((browser / "stand_ins").glob("*.py")):
         yield file.name, file.read_bytes()
-
-
-def _closure(package: Path) -> set[Path]:
-    """Files of the modules that `_STARTS` import, and of the packages they are in."""
-    waiting, seen = list(_STARTS), set[str]()
-    found: set[Path] = set()
-    while waiting:
-        name = waiting.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        place = package.joinpath(*name.split(".")[1:])
-        file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
-        if not file.is_file():
-            continue
-        found.add(file)
-        waiting.append(name.rpartition(".")[0] or "kb")
-        waiting += _imports(file)
-    return found
-
-
-def _imports(file: Path) -> Iterable[str]:
-    tree = ast.parse(file.read_bytes())
-    tree.body = [
-        node for node in tree.body if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
-    ]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.startswith("kb"))
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kb"):
-            yield str(node.module)
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def _pages(out: Path, base: KnowledgeBase, folders: dict[str, Path], *, matcher: bool) -> None:
