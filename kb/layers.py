@@ -47,6 +47,8 @@ def layers(overlays: Sequence[Path] = ()) -> tuple[Layer, ...]:
         root = Path(path).resolve()
         if not root.is_dir():
             raise UsageError(f"no such folder of entries: {path}", "check --entries and KB_ENTRIES")
+        if any(root == layer.root.resolve() for layer in found):
+            continue  # a checkout's own entries, named once more
         found.append(Layer(str(path), root))
     return tuple(found)
 

@@ -124,14 +124,19 @@ def save_samples(report: Report, folders: dict[str, Path]) -> list[Path]:
     saved = []
     for run in report.runs:
         raised = [trial for trial in run.trials if trial["outcome"] == "reproduced" and trial["traceback"]]
+        kept = {path.read_text(encoding="utf-8") for path in (folders[run.entry] / "samples").glob("*.txt")}
         for trial in raised[:_SAMPLES_PER_RUN]:
+            text = redact(trial["traceback"], paths=True).rstrip("\n") + "\n"
+            if text in kept:
+                continue  # configurations often differ only in what the program did before
             name = re.sub(r"[^a-z0-9]+", "-", (trial["config"] or trial["test"]).lower()).strip("-")
             path = folders[run.entry] / "samples" / f"run-{name}.txt"
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with path.open("x", encoding="utf-8") as file:
-                    file.write(redact(trial["traceback"], paths=True).rstrip("\n") + "\n")
+                    file.write(text)
             except FileExistsError:
                 continue
+            kept.add(text)
             saved.append(path)
     return saved

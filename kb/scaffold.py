@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +205,6 @@ def _entry(name: str, incident: Incident, signature: str, pattern: Pattern) -> d
                 "verification": "verify.py::test_first_dead_end",
             }
         ],
-        "first_seen": date.today().isoformat(),  # noqa: DTZ011  (a day on the contributor's calendar)
         "sources": [{"url": "https://example.com/TODO", "kind": "report", "note": f"{TODO}where it was met."}],
     }
 

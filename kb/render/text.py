@@ -104,7 +104,7 @@ def _unknown(page: Page, answer: Result, label: Mapping[str, str]) -> None:
         page.field(label["understood"], label["nothing"])
     for number, hit in enumerate(answer.related):
         page.field(label["related"] if number == 0 else "", f"{hit.entry_id} · {hit.why}", "dim")
-    page.field(label["contribute"], "add it: CONTRIBUTING.md says how an entry is made from a paste", "dim")
+    page.field(label["contribute"], "`kb new FILE` starts an entry from it; CONTRIBUTING.md says how to go on", "dim")
 
 
 def _understood(page: Page, incident: Incident, label: Mapping[str, str]) -> None:

@@ -146,6 +146,10 @@ def _folders(script: Path) -> Iterator[tuple[str, str]]:
     yield f"{entry}\\", ""
     if sys.prefix != sys.base_prefix:
         yield sys.prefix, "/venv"
+    # A throwaway environment borrows the packages of another one.
+    for packages in sys.path:
+        if Path(packages).name in ("site-packages", "dist-packages") and len(Path(packages).parents) > 2:
+            yield packages, f"/venv/lib/{Path(packages).parent.name}/site-packages"
     for ours in _OURS:
         yield f"{Path(ours).parents[1]}/", ""
     if len(entry.parents) > 2:

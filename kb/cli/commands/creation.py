@@ -37,7 +37,8 @@ def new(
     terminal.write("".join(f"{folder / name}\n" for name in made.files))
     print(
         f"next: replace every TODO in {folder}/entry.json and verify.py, add samples/not-*.txt (a near miss) and a"
-        f" second sample, then\n  kb check {made.id} --root {root}\n  kb verify {made.id} --entries {root} --yes",
+        f" second sample, then\n  kb check {made.id} --root {root}\n"
+        f"  kb verify {made.id} --entries {root} --evidence {root} --yes    (docs/verify.md)",
         file=sys.stderr,
     )
     return 0

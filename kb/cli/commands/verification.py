@@ -121,7 +121,10 @@ def _finish(options: Options, report: Report, judging: Judge, catalog: Catalog) 
     for one in report.runs:
         if one.evidence:
             print(f"evidence: {one.evidence}", file=sys.stderr)
-    print(f"{len(rows)} claims of {len(report.runs)} entries in {report.seconds:.1f} s", file=sys.stderr)
+    counted = f"{len(rows)} claims of {len(report.runs)} {'entry' if len(report.runs) == 1 else 'entries'}"
+    print(f"{counted} in {report.seconds:.1f} s", file=sys.stderr)
+    if options.evidence is None:
+        print("nothing was kept; --evidence entries keeps it", file=sys.stderr)
     return 1 if lost and report.exit_code == 0 else report.exit_code
 
 
