@@ -4,8 +4,8 @@
 # ///
 """JAX is told to use a GPU, in the program or by a variable, where its backend finds none.
 
-Runs on a machine without a GPU, with a CPU-only JAX or with the CUDA plugin: what a program without a GPU gets to see is
-the same. Why the driver gave no device, and what to do about that outside of the program, is not staged here.
+Runs on a machine without a GPU. A CPU-only JAX and one with the CUDA plugin say the same there. Why a driver gives no
+device, and what to do about that outside of the program, is not staged here.
 """
 
 from pathlib import Path
