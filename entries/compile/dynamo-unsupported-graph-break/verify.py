@@ -197,5 +197,9 @@ def test_suppress_errors(config, device):
 def test_allow_in_graph(config, device):
     if config != "native-call":
         pytest.skip("nobody puts a branch or a print into a graph unseen")
-    opaque = torch.compiler.allow_in_graph(native_copy)
+
+    @torch.compiler.allow_in_graph
+    def opaque(x):
+        return native_copy(x)
+
     torch.compile(lambda x: opaque(2 * x) + 1, fullgraph=True, backend=BACKEND)(batches(device)[0])
