@@ -17,10 +17,11 @@ START = 1_795_000_000
 """Seconds since 1970 of the first log."""
 BETWEEN = 8.64
 """Seconds between two logs: ten thousand a day."""
+TRACEBACK = 'Traceback (most recent call last):\n  File "/srv/job/main.py", line {line}, in step\n    run()\n'
 QUIET, KNOWN = 0.4, 0.5
 """Shares of logs without a failure, and with one that an entry knows; in the others nobody knows it."""
 HEALTHY = (
-    "2026-11-22 13:{m:02d}:{s:02d},114 - INFO - trainer.py:112 - step {n}/100000 loss=2.{n} lr=1.00e-04 gpu_mem=61.2GiB",
+    "2026-11-22 13:{m:02d}:{s:02d},114 - INFO - trainer.py:112 - step {n}/100000 loss=2.{n} lr=1.00e-04 gpu=61.2GiB",
     "{m:3d}%|███▌      | {n}/100000 [00:{s:02d}<1:{m:02d}:07,  4.{s:02d}it/s]",
     "[rank{r}]: I1122 13:{m:02d}:{s:02d}.482110 {n} ProcessGroupNCCL.cpp:1102] heartbeat {n}",
     "saved checkpoint-{n} to /mnt/runs/{n}/checkpoint-{n}",

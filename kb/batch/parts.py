@@ -59,8 +59,7 @@ def _part(group: list[Unit], catalogue: str) -> Part:
 def _weight(unit: Unit) -> float:
     """About how many logs it takes the time of."""
     packed = unit.kind == "rows" or compression(unit.path)
-    reckoned = unit.size / (_PACKED_LOG if packed else _LOG)
-    return max(1.0, reckoned) if unit.kind == "text" else reckoned
+    return max(1.0, unit.size / (_PACKED_LOG if packed else _LOG))
 
 
 def _stretches(unit: Unit, system: Any, size: int) -> Iterator[Unit]:

@@ -17,11 +17,12 @@ from kb.batch import engine, totals
 from kb.batch.clusters import Clusters
 from kb.batch.dealing import Dealing, Said
 from kb.batch.parts import DEFAULT_SIZE, parts
-from kb.batch.sources import find, opened
+from kb.batch.sources import absolute, find, opened
 from kb.batch.store import Store
 from kb.batch.work import Job, catalogue
 from kb.errors import KbError, UsageError
 from kb.opening import open_base
+from kb.redact import redact
 
 Record = Mapping[str, Any]
 
@@ -92,21 +93,24 @@ def run(options: Options, watch: Callable[[Progress], None] = lambda _: None) ->
     chosen = engine.chosen(options.engine, options.address)
     workers = options.workers or engine.cores()
     digest = catalogue(open_base([Path(folder) for folder in options.entries]))
-    store = Store(options.out)
-    _check_apart(options.source, store)
-    store.prepare(".", "logs", "parts")
+    source = absolute(options.source)
+    store = Store(absolute(options.out))
+    _check_apart(source, store)
+    found = list(parts(find(source), opened(source)[0], digest, options.size))
+    if not found:
+        raise UsageError(f"{options.source}: no files", "a folder with logs; names with . or _ first are left out")
+    store.prepare(".")
     with store.alone():
-        _claim(store, options.source)
-        found = list(parts(find(options.source), opened(options.source)[0], digest, options.size))
-        if not found:
-            raise UsageError(f"{options.source}: no files", "a folder with logs; names with . or _ first are left out")
+        _claim(store, source)
+        store.prepare("logs", "parts")
+        store.tidy("logs", "parts")
         keys = [part.key for part in found]
         done = _done(store, keys, retry=options.retry)
         tasks = {part.key: f"{part.key} {part.payload}" for part in found if part.key not in done}
         del found
         for key in tasks:  # what is done again is not done until it is
             store.remove(f"parts/{key}.json")
-        job = Job(options.source, options.out, options.entries, digest)
+        job = Job(source, store.location, options.entries, digest)
         deal = partial(engine.deal, chosen, job, address=options.address)
         logs = sum(done.values())
         watch(Progress(len(done), len(keys), logs))
@@ -119,7 +123,7 @@ def run(options: Options, watch: Callable[[Progress], None] = lambda _: None) ->
         summary = Summary(
             schema_version=1,
             kb_version=kb.__version__,
-            source=options.source,
+            source=redact(source),
             catalogue=digest,
             engine=chosen,
             workers=workers,
@@ -144,7 +148,7 @@ def _check_apart(source: str, store: Store) -> None:
 
 def _claim(store: Store, source: str) -> None:
     """Say what the results are of. Raises UsageError if they are of something else."""
-    wanted = {"format": 1, "source": source}
+    wanted = {"format": 1, "source": redact(source)}  # an address may hold a password
     before = store.read("batch.json")
     if before is None:
         if store.names("logs"):
@@ -212,7 +216,8 @@ def _summed_up(store: Store, keys: Sequence[str], lost: Sequence[Said]) -> dict[
 
 
 def _clear(store: Store, keys: Iterable[str]) -> None:
-    """Remove results of parts that the input, or the entries, no longer have."""
+    """Remove results of parts that the input, or the entries, no longer have, and what was not finished."""
+    store.tidy("logs", "parts")
     kept = set(keys)
     for folder in ("logs", "parts"):
         for name in store.names(folder):

@@ -49,6 +49,13 @@ def kind_of(path: str) -> Kind:
     return _KINDS.get(Path(plain).suffix.lower(), "text")
 
 
+def absolute(location: str) -> str:
+    """A path as seen from everywhere on this machine; a URL stays as it is."""
+    if "://" in location or "::" in location:
+        return location
+    return str(Path(location).expanduser().absolute())
+
+
 def opened(location: str) -> tuple[Any, str]:
     """The file system of a path or URL, and what that file system calls it. Raises UsageError."""
     from fsspec.core import url_to_fs
@@ -80,7 +87,7 @@ def find(location: str) -> Iterator[Unit]:
         folder = fixed.rpartition("/")[0]
         for path, info in sorted(system.glob(root, detail=True).items()):
             name = path.removeprefix(folder).lstrip("/")
-            if info["type"] != "directory":
+            if info["type"] == "file":
                 yield _unit(info, name)
     else:
         raise UsageError(f"{location}: nothing there", "a folder, a file, a pattern such as 'logs/*.jsonl', or a URL")
@@ -92,10 +99,16 @@ def _walk(system: Any, folder: str, prefix: str) -> Iterator[Unit]:
         last = path.rsplit("/", 1)[-1]
         if path == folder.rstrip("/") or last.startswith((".", "_")):
             continue
-        if info["type"] != "directory":
-            yield _unit(info, prefix + last)
-        elif not info.get("islink"):  # a link to a folder may lead back up
+        if info.get("islink"):
+            info = system.info(str(Path(path).resolve()))
+            if info["type"] == "directory":
+                continue  # it may lead back up
+        if info["type"] == "other":
+            continue  # a pipe would be waited for
+        if info["type"] == "directory":
             yield from _walk(system, path, f"{prefix}{last}/")
+        else:
+            yield _unit(info, prefix + last)
 
 
 def _unit(info: Mapping[str, Any], name: str) -> Unit:

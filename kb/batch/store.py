@@ -25,7 +25,7 @@ class Store:
         self.local = "file" in ((protocol,) if isinstance(protocol, str) else protocol)
 
     def prepare(self, *folders: str) -> None:
-        """Make the folders, and remove what a run that was killed had begun to write. Raises UsageError."""
+        """Make the folders. Raises UsageError."""
         try:
             for folder in folders:
                 self.system.makedirs(self.path(folder), exist_ok=True)
@@ -33,6 +33,9 @@ class Store:
             raise UsageError(
                 f"{self.location}: is not a folder", "name a new folder, or one of an earlier run"
             ) from None
+
+    def tidy(self, *folders: str) -> None:
+        """Remove what workers that were killed had begun to write."""
         if self.local:
             for folder in folders:
                 for path in Path(self.path(folder)).glob(f"{_BEGUN}*"):
