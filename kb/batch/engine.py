@@ -6,6 +6,7 @@ only deals parts out. What is lost when a worker dies is the caller's to find ou
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
@@ -51,7 +52,7 @@ def _processes(work: Work, tasks: Sequence[str], workers: int) -> Iterator[str]:
     from multiprocessing import get_context
 
     waiting = iter(tasks)
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_follow_parent)
     try:
         running: set[Future[str]] = {pool.submit(work, task) for task in islice(waiting, workers + 1)}
         while running:
@@ -65,10 +66,13 @@ def _processes(work: Work, tasks: Sequence[str], workers: int) -> Iterator[str]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _end_with_parent() -> None:
-    """A worker whose run was killed would otherwise wait for work for ever."""
+def _follow_parent() -> None:
+    """The run decides what an interrupt ends; a worker whose run was killed would wait for work for ever."""
+    import signal
     from multiprocessing import parent_process
     from threading import Thread
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         if (parent := parent_process()) is not None:
@@ -105,6 +109,8 @@ def _prepared(address: str | None) -> Any:
     os.environ.update(DAFT_ANALYTICS_ENABLED="0", DO_NOT_TRACK="1", DAFT_PROGRESS_BAR="0")
     import daft
 
+    # A lost worker is no news to the user; what Daft says of it comes with its exception.
+    logging.getLogger("daft_local_execution").setLevel(logging.CRITICAL)
     if address is not None:
         try:
             daft.set_runner_ray(address, noop_if_initialized=True)

@@ -44,8 +44,10 @@ class Row:
     logs: int
     share: float
     """Of the logs in which a failure was seen."""
+    bar: float
+    """Pixels, the most frequent error being the longest."""
     followed: int
-    """Of these, logs in which what began it is not recognised: only a consequence or a launcher's summary is."""
+    """Of these, logs that show only a consequence or a launcher's summary, and not what began it."""
     spark: str
     """Points of a line, empty where times are not known."""
 
@@ -160,9 +162,17 @@ def _rows(counts: Sequence[Mapping[str, Any]], bins: _Bins | None) -> list[Row]:
         if bins is not None and row["hour"] is not None:
             trend[name][bins.place(row["hour"])] += row["logs"]
     failures = sum(row["logs"] for row in counts if row["entry"] or row["unknown"])
+    top = sorted(logs.items(), key=lambda item: (-item[1], item[0]))[:TOP]
     return [
-        Row(name, number, number / failures, followed[name], _spark(trend[name], bins))
-        for name, number in sorted(logs.items(), key=lambda item: (-item[1], item[0]))[:TOP]
+        Row(
+            name,
+            number,
+            share=number / failures,
+            bar=round(_SPARK * number / top[0][1], 1),
+            followed=followed[name],
+            spark=_spark(trend[name], bins),
+        )
+        for name, number in top
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -57,8 +58,8 @@ def batch(
         )  # fmt: skip
     except KeyboardInterrupt:
         bar.end()
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+        print("interrupted; the same command goes on from here", file=sys.stderr, flush=True)
+        os._exit(130)  # what is done is on disk, and an engine that was stopped in the middle may not end in peace
     finally:
         bar.end()
     terminal.write(page(summary, out))
