@@ -5,7 +5,7 @@ PYODIDE_VERSION ?= 314.0.7
 FILE ?= entries/pytorch/linear-dtype-mismatch/samples/recreated-rank1-lora-eval.txt
 BIN := $(VENV)/bin
 
-.PHONY: match test bench load browser fuzz lint types check schemas clean
+.PHONY: match test bench batch load browser fuzz lint types check schemas clean
 
 match: $(VENV)/.installed
 	@$(BIN)/kb match $(FILE)
@@ -16,6 +16,11 @@ test: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m pytest -q benchmarks
 	$(BIN)/python -m benchmarks.compare
+
+# kb batch on the engine of its extra, which takes 300 MB; `make test` tests it with plain processes.
+batch: $(VENV)/.installed-batch
+	$(BIN)/python -m pytest -q fleet
+	$(BIN)/python -m benchmarks.batch --kill
 
 load: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks.load
@@ -61,6 +66,11 @@ $(VENV)/.installed-bench: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]' >&2
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-batch: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,batch]' >&2
+	@touch $@ $(VENV)/.installed $(VENV)/.installed-dev
 
 clean:
 	rm -rf $(VENV)

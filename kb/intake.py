@@ -21,7 +21,7 @@ _PACKED = (
 )
 _UNPRINTABLE = lazy.pattern(r"[\x00-\x06\x0e-\x1a\x1c-\x1f\ufffd]")
 _SAMPLE = 65_536
-_LARGE = 1_048_576
+LARGE = 1_048_576
 """Bytes from which on an input is read piece by piece."""
 _PIECE = 262_144
 
@@ -55,8 +55,15 @@ def read_stdin() -> str | Iterator[str]:
 
 
 def _read(stream: BinaryIO, name: str) -> str | Iterator[str]:
-    head = stream.read(_LARGE)
-    if len(head) < _LARGE:
+    return read_on(stream.read(LARGE), stream, name)
+
+
+def read_on(head: bytes, stream: BinaryIO, name: str) -> str | Iterator[str]:
+    """Text of a stream of which the first `LARGE` bytes are read already; of a longer one its pieces.
+
+    Raises PasteError as `decode` does.
+    """
+    if len(head) < LARGE:
         return decode(head, name)
     _refuse_packed(head, name)
     _refuse_binary(head[:_SAMPLE].decode(_encoding(head), "replace"), name)

@@ -60,7 +60,7 @@ LAYERS = [
     ],
     ["lint", "render"],
     ["api"],
-    ["evaluate", "integrations", "web"],
+    ["evaluate", "integrations", "web", "batch"],
     ["cli"],
     ["__main__"],
 ]

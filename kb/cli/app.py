@@ -270,6 +270,40 @@ def check(
     sys.exit(maintain.check(ids or [], root=root, clean=clean, base=base, fix=fix, format=format))
 
 
+@app.command()
+def batch(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="IN", help="Folder, file, pattern or URL; or `report`, to draw what OUT holds."),
+    ],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or URL for the answers.")],
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes; 0 is one for each core.")] = 0,
+    address: Annotated[
+        str | None, typer.Option("--address", help="A Ray cluster instead of this machine, ray://HOST:PORT.")
+    ] = None,
+    part_size: Annotated[
+        int, typer.Option("--part-size", min=1, help="About how many logs a worker takes at once.")
+    ] = 4_096,
+    engine: Annotated[str, typer.Option("--engine", help="auto, daft or processes.")] = "auto",
+    retry: Annotated[bool, typer.Option("--retry", help="Read again what could not be read before.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="With `report`: the page; else OUT/report.html.")
+    ] = None,
+    entries: Entries = None,
+) -> None:
+    """Match millions of job logs into Parquet; stopped, it goes on where it was. Needs `provenfix[batch]`."""
+    from kb.cli.commands import batching
+
+    if source == batching.REPORT:
+        sys.exit(batching.report(out, output))
+    sys.exit(
+        batching.batch(
+            source, out, workers=workers, address=address, size=part_size, engine=engine, retry=retry,
+            entries=entries or [],
+        )
+    )  # fmt: skip
+
+
 @app.command(name="eval")
 def evaluate(
     path: Annotated[Path, typer.Argument(metavar="CORPUS", help="JSON Lines with text and entry.")],
