@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 _FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -28,10 +29,15 @@ def arm_digests(source: str) -> dict[str, str]:
 
     Raises SyntaxError or ValueError if the source does not parse.
     """
+    return dict(_arm_digests(source))
+
+
+@lru_cache(maxsize=512)
+def _arm_digests(source: str) -> tuple[tuple[str, str], ...]:
     tree = ast.parse(source)
     _strip_docstrings(tree)
     module = _Module(list(_statements(tree)))
-    return {name: module.digest(root) for name, root in _tests(module.statements)}
+    return tuple((name, module.digest(root)) for name, root in _tests(module.statements))
 
 
 class _Module:
@@ -43,6 +49,9 @@ class _Module:
         self._always = [node for node in statements if _always_counts(node)]
         self._names: dict[str, list[ast.stmt]] = {}
         self._fixtures: dict[str, list[ast.stmt]] = {}
+        # Arms share most of what they reach, so each statement is read once.
+        self._texts: dict[int, str] = {}
+        self._asks: dict[int, tuple[set[str], set[str]]] = {}
         for node in statements:
             for name in set(_bound(node)):
                 self._names.setdefault(name, []).append(node)
@@ -51,11 +60,21 @@ class _Module:
 
     def digest(self, root: ast.stmt) -> str:
         reached = self._reach([*self._always, root])
-        definitions = sorted(_canonical(node) for node in reached if _is_definition(node))
+        definitions = sorted(self._text(node) for node in reached if _is_definition(node))
         # Definitions may stand in any order; of other statements the order is part of what they do.
         others = sorted((self._place[id(node)], node) for node in reached if not _is_definition(node))
-        texts = definitions + [_canonical(node) for _, node in others]
+        texts = definitions + [self._text(node) for _, node in others]
         return hashlib.sha256("\n".join(texts).encode("utf-8", errors="surrogatepass")).hexdigest()
+
+    def _text(self, node: ast.stmt) -> str:
+        if id(node) not in self._texts:
+            self._texts[id(node)] = _canonical(node)
+        return self._texts[id(node)]
+
+    def _asked(self, node: ast.stmt) -> tuple[set[str], set[str]]:
+        if id(node) not in self._asks:
+            self._asks[id(node)] = (_used(node), _requested(node))
+        return self._asks[id(node)]
 
     def _reach(self, roots: Iterable[ast.stmt]) -> list[ast.stmt]:
         seen: dict[int, ast.stmt] = {}
@@ -65,9 +84,10 @@ class _Module:
             if id(node) in seen:
                 continue
             seen[id(node)] = node
-            for name in _used(node):
+            used, requested = self._asked(node)
+            for name in used:
                 waiting.extend(self._names.get(name, ()))
-            for name in _requested(node):
+            for name in requested:
                 waiting.extend(self._fixtures.get(name, ()))
         return list(seen.values())
 

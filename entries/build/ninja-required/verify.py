@@ -23,10 +23,12 @@ pytestmark = [pytest.mark.requires(torch=">=2.1", os="linux"), pytest.mark.timeo
 SOURCE = """
 #include <Python.h>
 
+#define JOIN(prefix, name) prefix##name
+#define INIT(name) JOIN(PyInit_, name)
 static PyObject* twice(PyObject*, PyObject* number) { return PyLong_FromLong(2 * PyLong_AsLong(number)); }
 static PyMethodDef methods[] = {{"twice", twice, METH_O, nullptr}, {nullptr, nullptr, 0, nullptr}};
 static PyModuleDef module = {PyModuleDef_HEAD_INIT, "fused_ops", nullptr, -1, methods};
-PyMODINIT_FUNC PyInit_fused_ops() { return PyModule_Create(&module); }
+PyMODINIT_FUNC INIT(TORCH_EXTENSION_NAME)() { return PyModule_Create(&module); }
 """
 
 SETUP = """
@@ -71,7 +73,7 @@ def add_to_path(monkeypatch, folder):
 
 
 def build():
-    return load(name="fused_ops", sources=["fused_ops.cpp"], build_directory="build")
+    return load(name="fused_ops", sources=["fused_ops.cpp"], build_directory=str(Path("build").resolve()))
 
 
 @pytest.mark.reproduces
