@@ -51,11 +51,17 @@ class Judge:
 
     def __init__(self, base: KnowledgeBase) -> None:
         self._base = base
+        # The same traceback is judged for every rate it counts in.
+        self._judged: dict[str, str | None] = {}
 
     def first(self, text: str | None) -> str | None:
         """Id of the entry ranked first for a text, None if it is unknown."""
-        matches = self._base.match(text).matches if text else ()
-        return matches[0].entry_id if matches else None
+        if not text:
+            return None
+        if text not in self._judged:
+            matches = self._base.match(text).matches
+            self._judged[text] = matches[0].entry_id if matches else None
+        return self._judged[text]
 
     def wins(self, entry_id: str, traceback: str) -> bool:
         """Whether a captured traceback ranks this entry first."""
