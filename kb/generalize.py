@@ -36,21 +36,21 @@ _KINDS: tuple[tuple[str, str, str], ...] = (
     (r"https?://[^\s'\"<>)]+", r"https?://[^ '\"<>)]{1,300}", "address of a page"),
     (r"(?:[A-Za-z]:\\|~?/)(?:[^\s'\"`:,;()<>\[\]]+[/\\])+[^\s'\"`:,;()<>\[\]]*", r"[^ '\"`]{1,300}", "path"),
     (r"\b\d{1,3}(?:\.\d{1,3}){3}(?::\d{1,5})?\b", r"[0-9.:]{7,21}", "network address"),
-    (r"\b\d+(?:\.\d+)? ?(?:[KMGT]i?B|bytes)\b", r"[0-9.]{1,12} ?(?:[KMGT]i?B|bytes)", "size"),
-    (r"(?:torch\.Size\()?\[\d+(?:, ?\d+)*,?\]\)?", r"(?:torch\.Size\()?\[[0-9, ]{0,120}\]\)?", "shape"),
-    (r"\(\d+(?:, ?\d+)+,?\)", r"\([0-9, ]{1,120}\)", "shape"),
-    (r"\b\d+x\d+(?:x\d+)*\b", r"[0-9x]{3,40}", "shape"),
-    (r"\bcuda:\d+\b", r"cuda:[0-9]{1,3}", "device"),
+    (r"\b\d{1,40}(?:\.\d{1,18})? ?(?:[KMGT]i?B|bytes)\b", r"[0-9.]{1,60} ?(?:[KMGT]i?B|bytes)", "size"),
+    (r"(?:torch\.Size\()?\[\d+(?:, ?\d+)*,?\]\)?", r"(?:torch\.Size\()?\[[0-9, ]{0,240}\]\)?", "shape"),
+    (r"\(\d+(?:, ?\d+)+,?\)", r"\([0-9, ]{1,240}\)", "shape"),
+    (r"\b\d+x\d+(?:x\d+)*\b", r"[0-9x]{3,240}", "shape"),
+    (r"\bcuda:\d{1,3}\b", r"cuda:[0-9]{1,3}", "device"),
     (
         r"\b(?:torch\.(?:float\d*|bfloat16|half|double|u?int\d+|bool)|(?:struct )?c10::(?:BFloat16|Half)"
         r"|torch\.(?:cuda\.)?(?:Float|Half|BFloat16|Double|Long|Int|Byte|Bool)Tensor)\b",
         r"(?:struct )?[A-Za-z0-9_.:]{3,40}",
         "dtype",
     ),
-    (r"\b\d+(?:\.\d+)+(?:[a-z]+\d*)?(?:\+\w+)?\b", r"[0-9][0-9A-Za-z.+]{0,30}", "version or decimal number"),
-    (r"(?<![A-Za-z_])-?\d+(?![A-Za-z_]*\()\b", r"-?[0-9]{1,20}", "number"),
+    (r"\b\d+(?:\.\d+)+(?:[a-z]+\d*)?(?:\+\w+)?\b", r"[0-9][0-9A-Za-z.+_]{0,240}", "version or decimal number"),
+    (r"(?<![A-Za-z_])-?\d{1,20}(?![A-Za-z_]*\()\b", r"-?[0-9]{1,20}", "number"),
 )
-_ANY = re.compile("|".join(f"(?P<k{number}>{kind[0]})" for number, kind in enumerate(_KINDS)))
+_ANY = re.compile("|".join(f"(?P<k{number}>{kind[0]})" for number, kind in enumerate(_KINDS)), re.ASCII)
 _SPECIAL = re.compile(r"[\\.^$*+?{}\[\]|()]")
 
 

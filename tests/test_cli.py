@@ -346,11 +346,12 @@ def test_eval_scores_a_corpus(root: Path, tmp_path: Path) -> None:
 def test_the_quick_path_and_the_framework_agree_on_options(root: Path) -> None:
     from kb.cli import match
 
-    quick = match.plain(["a.txt", "-f", "json", "--locale=zh", "--env", "auto", "--entries", str(root)])
-    assert quick == match.Options(("a.txt",), "json", "zh", "auto", (str(root),))
+    asked = ["a.txt", "-f", "json", "--locale=zh", "--env", "auto", "--redact", "paths", "--entries", str(root)]
+    quick = match.plain(asked)
+    assert quick == match.Options(("a.txt",), "json", "zh", env="auto", redact="paths", entries=(str(root),))
     assert match.plain(["--help"]) is None
     assert match.plain(["--nonsense"]) is None
     assert match.plain(["--format"]) is None
     help_text = kb("match", "--help").stdout
-    assert all(option in help_text for option in ("--format", "-f", "--locale", "--env", "--entries"))
+    assert all(option in help_text for option in ("--format", "-f", "--locale", "--env", "--redact", "--entries"))
     assert kb("match", "--nonsense").returncode == 2
