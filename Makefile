@@ -42,6 +42,7 @@ fuzz: $(VENV)/.installed-fuzz
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/zizmor --quiet --offline .github action.yml
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy --strict -p kb
