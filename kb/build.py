@@ -76,10 +76,16 @@ class Judge:
         return rates.by_environment(files, partial(self.wins, entry_id))
 
 
+def unmeasured(catalog: Catalog) -> KnowledgeBase:
+    """A knowledge base over a catalogue, scripts and evidence left aside: which entry wins a paste needs neither."""
+    return KnowledgeBase(
+        build_memory(Publication(publish(loaded, proofs=False)) for loaded in catalog.entries.values())
+    )
+
+
 def judge(catalog: Catalog) -> Judge:
-    """A judge over the patterns of this catalogue, its evidence left aside."""
-    publications = [Publication(publish(loaded)) for loaded in catalog.entries.values()]
-    return Judge(KnowledgeBase(build_memory(publications)))
+    """A judge over the patterns of this catalogue."""
+    return Judge(unmeasured(catalog))
 
 
 def published(catalog: Catalog) -> tuple[tuple[Publication, ...], tuple[EntryError, ...]]:

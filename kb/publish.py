@@ -46,8 +46,9 @@ def publish(
     *,
     wins: Wins | None = None,
     names: Names | None = None,
+    proofs: bool = True,
 ) -> PublishedEntry:
-    """The published record of one entry. Pure but for reading its `verify.py`.
+    """The published record of one entry. Pure but for reading its `verify.py`, which it leaves aside without `proofs`.
 
     `wins` says of a traceback that a reproduction raised whether today's matcher ranks this entry first; where it
     does not, the error was not reproduced. `names` gives the entry of the other error that a dead end ran into.
@@ -57,7 +58,8 @@ def publish(
     own = [file for file in evidence if not file.contributed]
     seen = observations(evidence, wins)
     measured = measure(evidence, wins)
-    source = _source(loaded.script)
+    script = loaded.script if proofs else None
+    source = _source(script)
     standing_in = summary(load_provenance(loaded.folder), entry)
     proof = Proof(evidence, measured, _tests(source), refutation(measured, own))
     workarounds = tuple(_workaround(claim, proof) for claim in entry.workarounds)
@@ -82,7 +84,7 @@ def publish(
         last_updated=max(days).isoformat() if days else entry.first_seen,
         reproduction=headline(measured.reproduction) or headline(measured.refutation),
         provenance=tuple(_provenance(one) for one in standing_in),
-        verify_sha256=file_sha256(loaded.script) if loaded.script else None,
+        verify_sha256=file_sha256(script) if script else None,
         reproduce_arms=_reproduce_arms(source),
     )
 

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kb.build import unmeasured
 from kb.catalog import Catalog, LoadedEntry, read_model
 from kb.errors import EntryError
-from kb.index_build import build_memory
 from kb.intake import decode
 from kb.knowledge import KnowledgeBase
 from kb.models.entry import AuthoredEntry
-from kb.publish import Publication, publish
 
 
 @dataclass(frozen=True)
@@ -58,18 +57,14 @@ def tryout(file: Path, pastes: Sequence[tuple[str, str]], catalog: Catalog) -> T
         raise first if isinstance(first, EntryError) else several from None
     others = {name: loaded for name, loaded in catalog.entries.items() if name != entry.id}
     own = LoadedEntry(entry, file.parent, "tried")
-    without = _base(replace(catalog, entries=others))
-    with_it = _base(replace(catalog, entries={**others, entry.id: own}))
+    without = unmeasured(replace(catalog, entries=others))
+    with_it = unmeasured(replace(catalog, entries={**others, entry.id: own}))
     given = tuple(_outcome(name, text, entry.id, without, with_it) for name, text in pastes)
     samples = [path for loaded in others.values() for path in loaded.samples]
     outcomes = (
         _outcome(str(path), decode(path.read_bytes(), str(path)), entry.id, without, with_it) for path in samples
     )
     return Tryout(entry.id, given, tuple(one for one in outcomes if one.taken))
-
-
-def _base(catalog: Catalog) -> KnowledgeBase:
-    return KnowledgeBase(build_memory([Publication(publish(loaded)) for loaded in catalog.entries.values()]))
 
 
 def _outcome(name: str, text: str, entry_id: str, without: KnowledgeBase, with_it: KnowledgeBase) -> Outcome:

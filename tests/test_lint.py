@@ -111,6 +111,8 @@ def test_too_few_samples_and_samples_won_by_nobody_or_by_another(
     )
     found = check(load([root]), only=["pytorch/some-error"])
     assert "sample-lost" in [finding.code for finding in found]
+    taken = [f for f in check(load([root]), only=["pytorch/thief"]) if f.code == "sample-lost"]
+    assert [Path(finding.file).name for finding in taken] == ["one.txt"]
 
 
 def test_a_near_miss_that_matches_and_a_clean_paste_that_matches(sound: Callable[..., Path], tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ class FixOut(BaseModel):
     action: str
     how: str = Field(description="Instructions or code; empty for all but the first fix of a short answer.")
     why: str = Field(description="Why it stands at this place: measured k of n, or why nothing is measured.")
+    for_causes: list[str] = Field(description="Causes it is for; empty if it is for all of them.")
+    condition: str
     applies: bool | None = Field(description="Whether it fits the known environment; null if not enough is known.")
     trade_off: str
     verification: str | None = Field(description="The script and test that measured it.")
@@ -57,6 +59,13 @@ class DeadEndOut(BaseModel):
     why: str
 
 
+class CauseOut(BaseModel):
+    """One of several ways to get the error."""
+
+    id: str
+    tell_by: str
+
+
 class EntryOut(BaseModel):
     """The entry that explains the failure."""
 
@@ -68,6 +77,7 @@ class EntryOut(BaseModel):
     ranks: list[str]
     proof: str
     root_cause: str
+    causes: list[CauseOut] = Field(description="Ways to get this error and how to tell them apart, where fixes differ.")
     fixes: list[FixOut]
     dead_ends: list[DeadEndOut]
     recoverability: str

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from kb.build import in_memory
+from kb.build import unmeasured
 from kb.catalog import Catalog, LoadedEntry
 from kb.intake import decode
 from kb.knowledge import KnowledgeBase
@@ -37,11 +38,22 @@ def links(catalog: Catalog) -> Iterator[Finding]:
 
 
 def pastes(catalog: Catalog, chosen: Sequence[LoadedEntry], clean: Iterable[Path]) -> Iterator[Finding]:
-    """Samples rank their entry first, near misses do not match it, clean pastes match nothing."""
-    base = in_memory(catalog)
+    """Samples rank their entry first, near misses do not match it, clean pastes match nothing.
+
+    Samples of entries that were not chosen are looked at where a chosen one matches them: it may have taken them.
+    """
+    base = unmeasured(catalog)
     for loaded in chosen:
         for path in loaded.samples:
             yield from _sample(base, loaded.entry.id, path)
+    own = {loaded.entry.id: loaded for loaded in chosen}
+    if others := [loaded for entry_id, loaded in catalog.entries.items() if entry_id not in own]:
+        alone = unmeasured(replace(catalog, entries=own))
+        for loaded in others:
+            for path in loaded.samples:
+                if _winners(alone, path):
+                    yield from _sample(base, loaded.entry.id, path)
+    for loaded in chosen:
         for path in loaded.near_misses:
             if loaded.entry.id in (ids := _winners(base, path)):
                 yield Finding(

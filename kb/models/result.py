@@ -92,6 +92,8 @@ class Fix:
     action: str
     how: str
     kind: str
+    addresses: tuple[str, ...]
+    """Ids of the entry's causes that it is for."""
     applies: bool | None
     """False if the known environment rules it out, None if nothing is known."""
     why: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kb.models.result import Result
+from kb.render import causes
 from kb.render.page import Page
 from kb.render.text import how, named, ranks
 from kb.render.words import STATES, TIERS, words
@@ -27,6 +28,11 @@ def block(answer: Result, *, width: int, color: bool, locale: str = "en") -> str
         page.field(label["first"], f"{STATES[fix.state][0]} {fix.action}", "bold")
         lines = fix.how.strip("\n").split("\n")
         how(page, "\n".join(lines[:CODE_LINES]) + ("\n…" if len(lines) > CODE_LINES else ""))
+        for cause in main.causes:
+            if cause["id"] in causes.meant(fix, main.causes):
+                page.field("", f"{label['for_cause']}: {causes.gist(cause)}", indent=2)
+        if fix.condition:
+            page.field("", f"{label['when']}: {fix.condition}", "dim", indent=2)
         page.field("", fix.why, STATES[fix.state][1], indent=2)
     for caution in main.dead_ends[:1]:
         page.field(label["avoid"], f"✗ {caution.action}")

@@ -5,10 +5,11 @@ Text is cut, never lists of facts about proof: each claim keeps its rate or the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kb.models.result import Caution, Fix, Frame, Incident, Match, Result
+from kb.render import causes
 from kb.render.page import safe
 from kb.render.text import place, shown
 from kb.render.words import TIERS
@@ -16,7 +17,8 @@ from kb.render.words import TIERS
 FIXES = 3
 DEAD_ENDS = 3
 OTHERS = 5
-_HOW, _TEXT, _LINE = 1_200, 500, 240
+CAUSES = 4
+_HOW, _TEXT, _LINE, _SHORT = 1_200, 360, 200, 80
 
 
 def answer(result: Result, *, full: bool = False) -> dict[str, Any]:
@@ -41,8 +43,10 @@ def _entry(match: Match, result: Result, *, full: bool) -> dict[str, Any]:
         "ranks": list(incident.ranks[:8]),
         "proof": TIERS[match.verification_tier][1],
         "root_cause": _cut(match.root_cause, _TEXT, full),
+        "causes": _causes(match, match.fixes[: _few(full, FIXES)], full=full),
         "fixes": [
-            _fix(fix, first=number == 0, full=full) for number, fix in enumerate(match.fixes[: _few(full, FIXES)])
+            _fix(fix, match, first=number == 0, full=full)
+            for number, fix in enumerate(match.fixes[: _few(full, FIXES)])
         ],
         "dead_ends": [_dead_end(item, full=full) for item in match.dead_ends[: _few(full, DEAD_ENDS)]],
         "recoverability": match.recoverability,
@@ -53,10 +57,23 @@ def _few(full: bool, count: int) -> int | None:
     return None if full else count
 
 
-def _fix(fix: Fix, *, first: bool, full: bool) -> dict[str, Any]:
+def _causes(match: Match, fixes: Sequence[Fix], *, full: bool) -> list[dict[str, str]]:
+    """What to tell the causes apart by that these fixes are for."""
+    wanted = {name for fix in fixes for name in causes.meant(fix, match.causes)}
+    listed = [
+        {"id": cause["id"], "tell_by": _cut(cause.get("detection") or causes.gist(cause), _SHORT, full)}
+        for cause in causes.told_apart(match.causes, match.fixes)
+        if full or cause["id"] in wanted
+    ]
+    return listed[: _few(full, CAUSES)]
+
+
+def _fix(fix: Fix, match: Match, *, first: bool, full: bool) -> dict[str, Any]:
     return {
         "id": fix.id,
         "action": _cut(fix.action, _LINE, full),
+        "for_causes": list(causes.meant(fix, match.causes)),
+        "condition": _cut(fix.condition, _SHORT, full),
         "how": _cut(fix.how, _HOW, full) if first or full else "",
         "why": _cut(fix.why, _LINE, full),
         "applies": fix.applies,
@@ -69,7 +86,7 @@ def _dead_end(item: Caution, *, full: bool) -> dict[str, Any]:
     return {
         "id": item.id,
         "action": _cut(item.action, _LINE, full),
-        "why": _cut(f"{item.why}; {item.why_fails}", _LINE, full),
+        "why": _cut(f"{item.why}; {item.why_fails}", 2 * _SHORT, full),
     }
 
 
@@ -107,9 +124,13 @@ def text(data: Mapping[str, Any]) -> str:
     if entry := data["entry"]:
         lines += [f"{entry['id']} ({entry['role']}; {entry['proof']})", f"Seen: {entry['seen']}"]
         lines += [f"Your code: {entry['your_code']}"] if entry["your_code"] else []
-        lines += [f"Cause: {entry['root_cause']}", "Fixes, best first:"]
+        lines += [f"Cause: {entry['root_cause']}"]
+        lines += [f"- {cause['id']}: {cause['tell_by']}" for cause in entry["causes"]]
+        lines += ["Fixes, best first:"]
         for number, fix in enumerate(entry["fixes"], start=1):
             lines.append(f"{number}. {fix['action']} [{fix['why']}]")
+            lines += [f"   For: {', '.join(fix['for_causes'])}"] if fix["for_causes"] else []
+            lines += [f"   When: {fix['condition']}"] if fix["condition"] else []
             lines += [f"   {line}" for line in fix["how"].split("\n") if line.strip()]
             lines += [f"   But: {fix['trade_off']}"] if fix["trade_off"] else []
         lines += ["Do not:"] if entry["dead_ends"] else []

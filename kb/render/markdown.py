@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from kb.models.result import Incident, Match, Result
-from kb.render.page import safe
+from kb.render import causes
+from kb.render.page import safe, spans
 from kb.render.text import named, place, ranks, shown
 from kb.render.words import RECOVER, TIERS, words
 
@@ -16,6 +18,14 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!&@])")
 def escape(text: str) -> str:
     """Text that Markdown shows as it is: no markup, no HTML, no mention, no line break."""
     return _SPECIAL.sub(r"\\\1", " ".join(safe(text).split()))
+
+
+def prose(text: str) -> str:
+    """An entry's own words: as `escape`, but what stands between backticks is code."""
+    return "".join(
+        (code(piece) if piece.strip() else "") if number % 2 else _SPECIAL.sub(r"\\\1", piece)
+        for number, piece in enumerate(spans(" ".join(safe(text).split())))
+    )
 
 
 def code(text: str) -> str:
@@ -54,15 +64,27 @@ def _main(match: Match, answer: Result, locale: str) -> list[str]:
     lines += [f"{escape(match.why)}{escape(ranks(answer, match))}", ""]
     if match.verification_tier == "refuted":
         lines += [f"**{escape(match.tier_reason)}**", ""]
-    lines += [f"**{label['why']}**: {escape(match.root_cause)}", "", f"**{label['fixes']}**", ""]
+    lines += [f"**{label['why']}**: {prose(match.root_cause)}", ""]
+    if told_apart := causes.told_apart(match.causes, match.fixes):
+        lines += [f"**{label['causes']}**", "", *(_cause(cause, label) for cause in told_apart), ""]
+    lines += [f"**{label['fixes']}**", ""]
     for place_, fix in enumerate(match.fixes, start=1):
-        lines.append(f"{place_}. **{escape(fix.action)}** ({escape(fix.why)})")
+        lines.append(f"{place_}. **{prose(fix.action)}** ({escape(fix.why)})")
+        if meant := causes.meant(fix, match.causes):
+            lines += ["", f"   {label['for_cause']}: {', '.join(map(code, meant))}"]
+        if fix.condition:
+            lines += ["", f"   {label['when']}: {prose(fix.condition)}"]
         lines += [f"   {line}" if line.strip() else "" for line in ["", *_fenced(fix.how), ""]]
     if match.dead_ends:
         lines += [f"**{label['avoid']}**", ""]
-        lines += [f"- {escape(item.action)}: {escape(item.why_fails)} ({escape(item.why)})" for item in match.dead_ends]
+        lines += [f"- {prose(item.action)}: {prose(item.why_fails)} ({escape(item.why)})" for item in match.dead_ends]
         lines.append("")
     return [*lines, f"**{label['recover']}**: {RECOVER[match.recoverability]}"]
+
+
+def _cause(cause: Mapping[str, Any], label: Mapping[str, str]) -> str:
+    tell = f" ({label['tell']}: {prose(cause['detection'])})" if cause.get("detection") else ""
+    return f"- {code(cause['id'])}: {prose(causes.gist(cause))}{tell}"
 
 
 def fenced(text: str) -> str:

@@ -39,6 +39,14 @@ def safe(text: str) -> str:
     return _UNSAFE.sub("\ufffd", text).expandtabs(4)
 
 
+def spans(text: str) -> list[str]:
+    """Prose in pieces, every second one of which stood between backticks. A lone backtick stays one."""
+    pieces = text.split("`")
+    if len(pieces) % 2 == 0:
+        pieces[-2:] = ["`".join(pieces[-2:])]
+    return pieces
+
+
 def cells(text: str) -> int:
     """Terminal cells that `text` takes."""
     if text.isascii():

@@ -7,6 +7,7 @@ from typing import Any
 
 from kb.models.result import Caution, Fix, Frame, Incident, Match, Result
 from kb.rank import cautions, fixes, rate_words, state_words
+from kb.render import causes
 from kb.render.page import Page
 from kb.render.words import RECOVER, STATES, TIERS, words
 
@@ -47,8 +48,9 @@ def _main(page: Page, match: Match, answer: Result, label: Mapping[str, str]) ->
     page.blank()
     page.field(label["why"], match.root_cause)
     page.blank()
+    _causes(page, match, label)
     for place, fix in enumerate(match.fixes[: 1 + MORE_FIXES]):
-        _fix(page, fix, label, first=place == 0, second=place == 1)
+        _fix(page, fix, match, label, first=place == 0, second=place == 1)
     if len(match.fixes) > 1 + MORE_FIXES:
         page.field("", f"… {len(match.fixes) - 1 - MORE_FIXES} more", "dim")
     _cautions(page, match.dead_ends, label)
@@ -56,15 +58,28 @@ def _main(page: Page, match: Match, answer: Result, label: Mapping[str, str]) ->
     page.field(label["recover"], RECOVER[match.recoverability])
 
 
-def _fix(page: Page, fix: Fix, label: Mapping[str, str], *, first: bool, second: bool) -> None:
+def _causes(page: Page, match: Match, label: Mapping[str, str]) -> None:
+    """What to tell the causes apart by; `kb show` says all of each."""
+    for number, cause in enumerate(causes.told_apart(match.causes, match.fixes)):
+        page.field(label["causes"] if number == 0 else "", f"· {cause['id']}: {causes.gist(cause)}")
+        if cause.get("detection"):
+            page.field("", f"{label['tell']}: {cause['detection']}", "dim", indent=2)
+    page.blank()
+
+
+def _fix(page: Page, fix: Fix, match: Match, label: Mapping[str, str], *, first: bool, second: bool) -> None:
     mark, color = STATES[fix.state]
     heading = label["first"] if first else label["then"] if second else ""
     page.field(heading, f"{mark} {fix.action}", *(("bold",) if first else ()))
     if first:
         how(page, fix.how)
+    if meant := causes.meant(fix, match.causes):
+        page.field("", f"{label['for_cause']}: {', '.join(meant)}", indent=2)
+    if fix.condition:
+        page.field("", f"{label['when']}: {fix.condition}", "dim", indent=2)
     page.field("", fix.why, color, indent=2)
     if first and fix.trade_off:
-        page.field("", f"but: {fix.trade_off}", "dim", indent=2)
+        page.field("", f"{label['but']}: {fix.trade_off}", "dim", indent=2)
     if first and fix.verification:
         page.verbatim(fix.verification, "dim", indent=2)
     if first:

@@ -21,7 +21,8 @@ from kb.knowledge import KnowledgeBase
 from kb.localize import LOCALES, localized
 from kb.models.result import Environment, Match, Result
 from kb.redacted import redacted
-from kb.render.page import safe
+from kb.render.causes import meant
+from kb.render.page import safe, spans
 from kb.render.text import place, ranks, shown
 from kb.render.words import RECOVER, STATES, TIERS
 from kb.scripts import arm_source, read_script, verification_script
@@ -136,6 +137,9 @@ class Pages:
             "unknown",
             "fixes",
             "trade_off",
+            "causes",
+            "for_cause",
+            "condition",
             "dead_ends",
             "also",
             "understood",
@@ -223,11 +227,9 @@ def _arms(script: str, record: Mapping[str, Any]) -> dict[str, str]:
 
 def inline(text: str) -> Markup:
     """Prose with what stands between backticks as code. Everything else is escaped."""
-    pieces = safe(text).split("`")
-    if len(pieces) % 2 == 0:  # a lone backtick stays one
-        pieces[-2:] = ["`".join(pieces[-2:])]
     return Markup("").join(
-        Markup("<code>{}</code>").format(piece) if number % 2 else piece for number, piece in enumerate(pieces)
+        Markup("<code>{}</code>").format(piece) if number % 2 else piece
+        for number, piece in enumerate(spans(safe(text)))
     )
 
 
@@ -241,6 +243,7 @@ _TEMPLATES = Templates(
 _TEMPLATES.filters.update(
     safe_text=safe,
     inline=inline,
+    meant=meant,
     percent=_percent,
     python=highlight.python,
     shell=highlight.shell,

@@ -54,12 +54,17 @@ function show(answer) {
     put(out, "pre", entry.seen, "seen");
     put(out, "p", [entry.why, entry.ranks.join(", "), entry.your_code].filter(Boolean).join(" · "), "why");
     put(out, "p", entry.root_cause);
+    if (entry.causes.length) put(out, "h3", words.causes);
+    const causes = put(out, "ul");
+    for (const cause of entry.causes) put(causes, "li", `${cause.id}: ${cause.tell_by}`);
     put(out, "h3", words.fixes);
     const fixes = put(out, "ol", undefined, "fixes");
     for (const fix of entry.fixes) {
       const item = put(fixes, "li", undefined, "fix");
       put(item, "h3", fix.action);
       put(item, "p", fix.why, "rate-words");
+      if (fix.for_causes.length) put(item, "p", `${words.for_cause} ${fix.for_causes.join(", ")}`);
+      if (fix.condition) put(item, "p", `${words.condition} ${fix.condition}`);
       put(item, "pre", fix.how);
       if (fix.trade_off) put(item, "p", `${words.trade_off}: ${fix.trade_off}`);
     }
