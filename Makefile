@@ -58,14 +58,10 @@ $(VENV)/.installed: pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . >&2
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml
+# `.installed-dev`, `-bench`, `-browser`, `-fuzz`: the package with that extra.
+$(VENV)/.installed-%: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' >&2
-	@touch $@ $(VENV)/.installed
-
-$(VENV)/.installed-bench: pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]' >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]' >&2
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-batch: pyproject.toml
