@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from importlib.resources import files
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -26,6 +27,8 @@ from kb.web.pages import Pages, locale_of
 from kb.web.words import page_words
 
 T = TypeVar("T")
+KEPT_PAGES = 500
+"""Rendered pages of a kind that are kept; one has about 50 KB."""
 THREADS = 4
 """Look-ups at the same time; each takes about a millisecond of one core."""
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1", "testserver"})
@@ -168,6 +171,10 @@ def _api(desk: _Desk) -> APIRouter:
 def _pages(desk: _Desk) -> APIRouter:
     router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
     pages = desk.pages
+    # The base behind a server never changes, and rendering takes longer than a look-up.
+    entry_page, browse_page, script_page = (
+        lru_cache(maxsize=KEPT_PAGES)(page) for page in (pages.entry, pages.browse, pages.script)
+    )
 
     @router.get("/")
     async def home(lang: Lang = None) -> HTMLResponse:
@@ -185,7 +192,7 @@ def _pages(desk: _Desk) -> APIRouter:
     async def browse(
         lang: Lang = None, domain: str = Query("", max_length=100), tier: str = Query("", max_length=40)
     ) -> HTMLResponse:
-        return HTMLResponse(await desk.ask(lambda: pages.browse(locale_of(lang), domain=domain, tier=tier)))
+        return HTMLResponse(await desk.ask(lambda: browse_page(locale_of(lang), domain=domain, tier=tier)))
 
     @router.get("/search")
     async def search(q: str = Query("", max_length=2_000), lang: Lang = None) -> HTMLResponse:
@@ -194,7 +201,7 @@ def _pages(desk: _Desk) -> APIRouter:
     @router.get("/entries/{domain}/{slug}")
     async def entry(domain: Domain, slug: Slug, lang: Lang = None) -> HTMLResponse:
         record = await desk.ask(lambda: _record(desk.base, domain, slug))
-        return HTMLResponse(await desk.ask(lambda: pages.entry(record["id"], locale_of(lang))))
+        return HTMLResponse(await desk.ask(lambda: entry_page(record["id"], locale_of(lang))))
 
     @router.get("/entries/{domain}/{slug}/verify.py")
     async def script(request: Request, domain: Domain, slug: Slug, lang: Lang = None) -> Response:
@@ -202,7 +209,7 @@ def _pages(desk: _Desk) -> APIRouter:
         if "text/html" not in request.headers.get("accept", ""):
             source = await desk.ask(lambda: verification_script(desk.base, record["id"]))
             return PlainTextResponse(source) if source is not None else PlainTextResponse("", status_code=404)
-        page = await desk.ask(lambda: pages.script(record["id"], locale_of(lang)))
+        page = await desk.ask(lambda: script_page(record["id"], locale_of(lang)))
         if page is None:
             raise HTTPException(404, f"{record['id']} has no verification script yet")
         return HTMLResponse(page)
