@@ -26,16 +26,21 @@ OVERLAP = 2_048
 # --- removed wherever it stands -------------------------------------------------------------------------------
 
 _ESCAPES = pattern(
-    r"(?:\x1b|\^\[|\\x1b|\\u001b|\\033)(?:\[[0-?]{0,40}[ -/]{0,4}[@-~]|\][^\x07\x1b]{0,2000}(?:\x07|\x1b\\)|[@-Z\\-_])"
-    r"|\x1b"
+    r"(?:\x1b|\^\[|\\x1b|\\u001b|\\033|#033)(?:\[[0-?]{0,40}[ -/]{0,4}[@-~]|\][^\x07\x1b]{0,2000}(?:\x07|\x1b\\)|[@-Z\\-_])"
+    r"|\x1b|#015(?=[ \t│┃║]*$)"  # syslog daemons write control characters as # and three octal digits
     r"|\[\d{1,3}(?:;\d{1,3}){0,8}m(?!\])"  # the escape byte itself was lost in a copy
 )
-_ESCAPE_MARKS = ("\x1b", "[", "\\x1b", "\\u001b", "\\033")
+_ESCAPE_MARKS = ("\x1b", "[", "\\x1b", "\\u001b", "\\033", "#0")
 """One of these stands in every line that `_ESCAPES` can match; most lines are spared the search."""
 # Invisible: control characters, zero-width and direction marks. A direction override could disguise text.
 _INVISIBLE = pattern(
     r"[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]"
 )
+# Colab copies the place of a frame as a link to the notebook's own machine.
+_COLAB_LINK = pattern(r"\[(?=[^\[\]\n]{1,1000}\]\(https?://localhost:\d{1,5}/#?\))|\]\(https?://localhost:\d{1,5}/#?\)")
+# ComfyUI stamps every piece that is written, and a line is often written in pieces.
+_STAMPED_PIECES = pattern(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6} - .*\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6} - ")
+_PIECE_STAMP = pattern(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6} - ")
 _ENTITY = pattern(r"&(?:lt|gt|amp|quot|apos|nbsp|#\d{1,7}|#x[0-9a-fA-F]{1,6});")
 _LOOKALIKES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u00a0": " ", "\u3000": " "})
 
@@ -79,12 +84,17 @@ PREFIXES: tuple[Prefix, ...] = (
         "",
         r"[ \t]*\[\d{1,4},(?:mpirank:)?(?P<rank>\d{1,6})(?:,algo-\d+)?\](?:<std(?:out|err)>:?| ?:)? ?",
     ),
-    _prefix("stream", "[sS", "", r"[ \t]*\[?(?:stderr|stdout|STDERR|STDOUT)\]?(?: [PF])?: ?"),
+    _prefix(
+        "stream",
+        "[sS",
+        "",
+        r"[ \t]*(?:\[?(?:stderr|stdout|STDERR|STDOUT)\]?(?: [PF])?: ?|(?:stderr|stdout) [PF](?: |$))",
+    ),
     _prefix(
         "worker",
         "(",
         " pid=",
-        r"[ \t]*\((?P<worker>[A-Za-z_][\w.:<>-]{0,60}(?: ?\w+=[\w.:-]{1,64},?){0,4} pid=\d+(?:, ip=[\d.a-fA-F:]+)?)\) ?",
+        r"[ \t]*\((?P<worker>[A-Za-z_][\w.:<>-]{0,60}(?: [\w-]{1,12}){0,2}(?: ?\w+=[\w.:-]{1,64},?){0,4} pid=\d+(?:, ip=[\d.a-fA-F:]+)?)\) ?",
     ),
     _prefix("raylet", "(", "", r"[ \t]*\((?:raylet|autoscaler|dashboard|gcs_server)[^)\n]{0,60}\) "),
     _prefix("kubernetes", "[", "[pod/", r"\[pod/[\w./-]{1,120}\] ?"),
@@ -139,6 +149,13 @@ _SRUN = pattern(r"[ \t]{0,3}(?P<rank>\d{1,4}): ?")
 _BRACKETED_RANK = pattern(r"[ \t]*\[(?P<rank>\d{1,6})\](?::|(?=[ \t]*\[rank)) ?")
 _NUMBERED = ((_SRUN, 0.6), (_BRACKETED_RANK, 0.3))
 
+_JSON_DEPTH = 4
+"""Objects within texts of objects that are opened."""
+# Ends at the line's end where no quote closes it, so that no quote is tried twice.
+_JSON_TEXT = pattern(r'"(?P<text>(?:[^"\\]|\\.)*)(?P<closed>"?)(?P<key>\s*:)?')
+_JSON_NEWLINE = pattern(r"(?<!\\)\\n")
+_JSON_ESCAPE = pattern(r'\\(?:["\\/tbfr]|u[0-9a-fA-F]{4})')
+
 _BOX_END = pattern(r"[ \t]*[│┃║][ \t]*$")
 _FENCE = pattern(r"[ \t]*(?:```|~~~)[\w+-]{0,20}[ \t]*$")
 
@@ -169,6 +186,14 @@ class _Text:
         start = self.raw(length)
         self.cuts = [(0, start)] + [(c - length, r) for c, r in self.cuts if c > length]
         self.text = self.text[length:]
+
+    def part(self, start: int, end: int) -> _Text:
+        """Columns `start` to `end` as a line of their own."""
+        new = _Text(self.text, 0)
+        new.cuts, new.source, new.number, new.severity = list(self.cuts), self.source, self.number, self.severity
+        new.drop_head(start)
+        new.text = new.text[: end - start]
+        return new
 
     def replace(self, noise: re.Pattern[str], by: Callable[[str], str]) -> None:
         """Replace each hit; the character after a hit maps to where it really stood."""
@@ -217,10 +242,12 @@ def denoise(text: str) -> list[Line]:
     """
     pieces = list(_pieces(text))
     width = _cut_width(pieces)
-    lines = [_visible(start, piece) for _, start, piece in pieces]
-    lengths = [len(line.text) for line in lines]
-    for line in lines:
-        _strip_prefixes(line)
+    found = [
+        (number, piece, length, line)
+        for number, start, piece in pieces
+        for length, line in _unpacked(_visible(start, piece))
+    ]
+    lines = [line for *_, line in found]
     for _ in range(8):  # what stands behind a number may be a prefix again
         numbered = _numbered_prefix(lines)
         if numbered is None:
@@ -229,8 +256,41 @@ def denoise(text: str) -> list[Line]:
             _strip_number(line, numbered)
     return [
         _finished(number, line, stamped=len(line.text) < length, full=width > 0 and len(piece) == width)
-        for (number, _, piece), line, length in zip(pieces, lines, lengths, strict=True)
+        for number, piece, length, line in found
     ]
+
+
+def _unpacked(line: _Text, depth: int = 0) -> Iterator[tuple[int, _Text]]:
+    """The line without prefixes, or what a line of JSON says in sentences; each with its length before stripping."""
+    length = len(line.text)
+    _strip_prefixes(line)
+    sentences = list(_sentences(line)) if depth < _JSON_DEPTH and line.text.lstrip().startswith('{"') else []
+    if not sentences:
+        yield length, line
+    for sentence in sentences:
+        yield from _unpacked(sentence, depth + 1)
+
+
+def _sentences(line: _Text) -> Iterator[_Text]:
+    """Strings of a JSON object that hold more than one word, a piece for each of their lines."""
+    if not line.text.rstrip().endswith("}"):
+        return
+    for hit in _JSON_TEXT.finditer(line.text):
+        if " " not in hit["text"] or not hit["closed"] or hit["key"]:
+            continue
+        start, end = hit.span("text")
+        ends = [*(one.start() for one in _JSON_NEWLINE.finditer(line.text, start, end)), end]
+        for stop in ends:
+            if stop > start or stop < end:
+                part = line.part(start, stop)
+                part.replace(_JSON_ESCAPE, _json_char)
+                yield part
+            start = stop + len("\\n")
+
+
+def _json_char(hit: str) -> str:
+    char = chr(int(hit[2:], 16)) if hit[1] == "u" else {"t": "\t", "b": "", "f": "", "r": ""}.get(hit[1], hit[1])
+    return char if char == "\t" or char.isprintable() else ""
 
 
 def _pieces(text: str) -> Iterator[tuple[int, int, str]]:
@@ -293,6 +353,10 @@ def _visible(start: int, piece: str) -> _Text:
             line.replace(_INVISIBLE, lambda _hit: "")
         if "&" in line.text:
             line.replace(_ENTITY, _entity)
+        if "](http" in line.text:
+            line.replace(_COLAB_LINK, lambda _hit: "")
+        if line.text[:2] == "20" and _STAMPED_PIECES.match(line.text):
+            line.replace(_PIECE_STAMP, lambda _hit: "")
         if line.text == before:
             break
     return line

@@ -73,7 +73,7 @@ class _Module:
 
     def _asked(self, node: ast.stmt) -> tuple[set[str], set[str]]:
         if id(node) not in self._asks:
-            self._asks[id(node)] = (_used(node), _requested(node))
+            self._asks[id(node)] = _asked(node)
         return self._asks[id(node)]
 
     def _reach(self, roots: Iterable[ast.stmt]) -> list[ast.stmt]:
@@ -207,20 +207,22 @@ def _fixture_decorators(node: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterato
             yield {keyword.arg: keyword.value for keyword in (call.keywords if call else []) if keyword.arg}
 
 
-def _used(node: ast.AST) -> set[str]:
-    """Every name inside, local or not: shadowing may reach too much, never too little."""
-    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+def _asked(node: ast.AST) -> tuple[set[str], set[str]]:
+    """Names and fixtures that a statement may reach.
 
-
-def _requested(node: ast.AST) -> set[str]:
-    """Parameters, by which fixtures are asked for, and texts, which `usefixtures` and the like take."""
-    asked: set[str] = set()
+    Every name inside, local or not: shadowing may reach too much, never too little. Fixtures are asked for by
+    parameters, and by texts, which `usefixtures` and the like take.
+    """
+    used: set[str] = set()
+    requested: set[str] = set()
     for part in ast.walk(node):
-        if isinstance(part, ast.arg):
-            asked.add(part.arg)
+        if isinstance(part, ast.Name):
+            used.add(part.id)
+        elif isinstance(part, ast.arg):
+            requested.add(part.arg)
         elif isinstance(part, ast.Constant) and isinstance(part.value, str):
-            asked.add(part.value)
-    return asked
+            requested.add(part.value)
+    return used, requested
 
 
 def _canonical(node: object) -> str:

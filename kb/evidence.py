@@ -83,7 +83,8 @@ def read(file: Path, entry_id: str) -> Evidence:
 def control_tests(source: str) -> tuple[str, ...]:
     """Test functions of a script marked `reproduces` or `refutes`, in their order. Raises SyntaxError."""
     found = []
-    for node in ast.walk(ast.parse(source)):
+    body = ast.parse(source).body
+    for node in [*body, *(inner for outer in body if isinstance(outer, ast.ClassDef) for inner in outer.body)]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
             marks = {_last_name(decorator) for decorator in node.decorator_list}
             if marks & {"reproduces", "refutes"}:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from functools import lru_cache
 from importlib import import_module
 from math import log10
 from typing import Any, NamedTuple
@@ -66,6 +67,7 @@ def encodable(text: str) -> str:
     return text
 
 
+@lru_cache(maxsize=10_000)
 def required_literals(regex: str) -> tuple[str, ...]:
     """Texts of which at least one stands in `fold_case(text)` of any text that `regex` matches; the rarest such choice.
 

@@ -19,9 +19,15 @@ MESSAGE_LINES = 40
 MESSAGE_LENGTH = 4_000
 """Code points of a message that are kept."""
 
+FOREIGN_LINES = 5
+"""Lines that another program may have written between a frame and its source."""
+
 _ORIGINAL = "Original Traceback (most recent call last):"
 """Written by torch above the traceback of a worker, inside the message of what it raises in the main process."""
 _HEADER = lazy.pattern(r"^[\s+|]*(?:╭─+ )?Traceback \(most recent call last\)(?:[:]| ─+╮)?\s*$")
+_LATE_HEADER = lazy.pattern(r"\bTraceback \(most recent call last\):\s*$")
+"""A header behind what a logger said of it."""
+_FLATTENED = lazy.pattern(r" [\w.]{0,100}(?:Error|Exception): ")
 _IPYTHON_HEADER = lazy.pattern(
     r"^\s*(?P<type>(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*) {2,}Traceback \(most recent call last\)\s*$"
 )
@@ -52,8 +58,20 @@ _TYPE = lazy.pattern(
     r"(?:Error|Exception|Interrupt|Exit|Unsupported|Failure|Fault|Timeout|Hit|Group|Mismatch|NotFound|Abort|Iteration)$"
 )
 _STANDALONE_TYPE = lazy.pattern(
-    r"^(?:[a-z_]\w{0,80}\.){0,12}(?:_?[A-Z]\w{0,120}(?:Error|Exception|Unsupported|Interrupt)|Exception|KeyboardInterrupt|SystemExit)$"
+    r"^(?:[a-z_]\w{0,80}\.){0,12}(?:_?[A-Z]\w{0,120}(?:Error|Exception|Unsupported|Interrupt)|Exception|KeyboardInterrupt|SystemExit"
+    r"|(?:assertion|attribute|import|index|key|memory|name|runtime|type|value)Error)$"  # as typed by hand
 )
+_SOURCE = lazy.pattern(
+    r"^\s*(?:[-+]\s*)?(?:\d{1,5}[:|]?\s+)?(?:raise\s+[\w.]{1,100}\(|throw\s|assert\b|(?:el)?if\s|return\s|with\s|print\(|match\s?="
+    r"|(?:self\.)?_?(?:logger|logging|log|warnings|console)\.\w{1,20}\(|(?:[A-Z]{2,12}_)?(?:CHECK|ERROR|ASSERT)\w{0,12}\("
+    r"|[\w.]{1,60}\s=\s\(?[rfbuRFBU]{0,2}[\"'])"
+)
+"""Source code that holds a text, perhaps from a diff or with line numbers."""
+_CALL_BEGINS = lazy.pattern(
+    r"^\s*(?:[-+]\s*)?(?:\d{1,5}[:|]?\s+)?(?:raise\s+[\w.]{1,100}|[\w.]{1,60}\s=\s|[\w.]{1,60})\($"
+)
+_LITERAL_LINE = lazy.pattern(r"^\s*(?:[-+]\s*)?(?:\d{1,5}[:|]?\s+)?[rfbuRFBU]{0,2}[\"'].*[\"'][,)\]]{0,4}\s*$")
+_LITERAL = lazy.pattern(r"\"(?:[^\"\\]|\\.)*\"?|'(?:[^'\\]|\\.)*'?")
 _CODE = lazy.pattern(r"^\s*(?:-+>|❱|>)?\s*\d{1,6}(?:\s|$)")
 _CARETS = lazy.pattern(r"^[\s~^]+$")
 _REPEATED = lazy.pattern(r"^\s*\[Previous line repeated \d+ more times?\]\s*$")
@@ -131,6 +149,8 @@ class _Open:
     ipython: bool = False
     rich: bool = False
     indent: int = 0
+    source: Line | None = None
+    """The source line of the innermost frame."""
 
 
 def parse(lines: Sequence[Line]) -> Parsed:
@@ -143,14 +163,47 @@ def parse(lines: Sequence[Line]) -> Parsed:
         failures += found
         log += rest
         frames += calls
-    return Parsed(_folded(failures), tuple(sorted(log, key=lambda line: line.number)), tuple(frames))
+    ordered = sorted(log, key=lambda line: line.number)
+    return Parsed(_folded(failures), tuple(_without_literals(ordered)), tuple(frames))
+
+
+def _without_literals(log: Iterable[Line]) -> Iterator[Line]:
+    """The lines, with blanks for the texts in source code: code that can raise an error is no report of it."""
+    code = False
+    for line in log:
+        text = line.text
+        if ('"' in text or "'" in text) and not _FLATTENED.search(text):
+            code = bool(_SOURCE.match(text)) or (code and bool(_LITERAL_LINE.match(text)))
+            if code:
+                line = replace(line, text=_LITERAL.sub(_blanked, text))
+        elif text.strip():
+            code = bool(_CALL_BEGINS.match(text))
+        yield line
+
+
+def _blanked(hit: re.Match[str]) -> str:
+    return hit[0][0] + " " * (len(hit[0]) - 2) + hit[0][-1] if len(hit[0]) > 1 else hit[0]
 
 
 def _streams(lines: Iterable[Line]) -> list[list[Line]]:
     streams: dict[str | None, list[Line]] = {}
+    above: Line | None = None
     for line in lines:
-        streams.setdefault(line.source, []).append(line)
+        goes_on = above is not None and above.source and not line.source and _goes_on(above, line)
+        streams.setdefault(above.source if above and goes_on else line.source, []).append(line)
+        above = line
     return list(streams.values())
+
+
+def _goes_on(above: Line, line: Line) -> bool:
+    """Whether a line without prefix is the rest of the message above it, which was wrapped behind its prefix."""
+    text = line.text.strip()
+    if not text or line.stamped or line.severity or not (hit := _EXCEPTION.match(above.text.strip())):
+        return False
+    if not (hit["message"] and _STANDALONE_TYPE.match(hit["type"])) or _HEADER.match(text) or _chain(text):
+        return False
+    other = _EXCEPTION.match(text)
+    return not (other and _STANDALONE_TYPE.match(other["type"])) and not any(one.match(text) for one in _FRAMES)
 
 
 class _Stream:
@@ -185,6 +238,11 @@ class _Stream:
         elif (link := _chain(text)) is not None:
             self.link = link
             self.at += 1
+        elif text.rstrip().endswith("last):") and _LATE_HEADER.search(text) and text.strip() != _ORIGINAL:
+            self.carrier = None
+            self.open = _Open(indent=_indent(text))
+            self.log.append(line)
+            self.at += 1
         elif text.strip() == _ORIGINAL:
             self.carrier = len(self.failures) - 1 if self.failures else None
             self.open = _Open(indent=_indent(text))
@@ -206,6 +264,8 @@ class _Stream:
         for pattern in _FRAMES:
             if hit := pattern.match(text):
                 groups = hit.groupdict()
+                if (function := groups.get("function")) and _FLATTENED.search(function):
+                    return None  # the whole traceback on one line
                 number = groups.get("line")
                 return Frame(groups["file"], int(number) if number else None, groups.get("function"))
         if self.open is not None and self.open.rich and _RICH_SPLIT.match(text) and self.at + 1 < len(self.lines):
@@ -220,6 +280,7 @@ class _Stream:
         if self.open is None:
             self.open = _Open(indent=max(0, _indent(text) - 2))
         self.open.frames.append(frame)
+        self.open.source = None
         self.frames.append(frame)
         self.at += 1
         if not self.open.ipython and not self.open.rich and text.lstrip().startswith('File "'):
@@ -232,6 +293,13 @@ class _Stream:
         text = self.lines[self.at].text
         if not text.strip() or _HEADER.match(text) or self._frame(text) or _chain(text):
             return
+        if indent > 0 and _indent(text) < indent and (foreign := self._foreign(indent)):
+            # Another program wrote between the frame and its source, for example a linker.
+            self.log += self.lines[self.at : self.at + foreign]
+            self.at += foreign
+            text = self.lines[self.at].text
+        if self.open is not None:
+            self.open.source = self.lines[self.at]
         if _indent(text) > indent:
             while (
                 self.at < len(self.lines)
@@ -243,6 +311,15 @@ class _Stream:
                 self.at += 1
         elif not (hit := _EXCEPTION.match(text.strip())) or not _TYPE.search(hit["type"]):
             self.at += 1  # indentation was lost on the way
+
+    def _foreign(self, indent: int) -> int:
+        """How many lines stand at the left edge before source that is indented as the frame above wants it."""
+        for count, line in enumerate(self.lines[self.at : self.at + FOREIGN_LINES + 1]):
+            if _indent(line.text) > indent and line.text.strip():
+                return 0 if self._frame(line.text) else count
+            if _indent(line.text) >= indent or self._frame(line.text) or _HEADER.match(line.text):
+                return 0
+        return 0
 
     def _is_body(self, text: str) -> bool:
         if _CARETS.match(text) or _REPEATED.match(text):
@@ -275,7 +352,13 @@ class _Stream:
             self.at += 1
         frames = tuple(self.open.frames) if self.open else ()
         first = hit["message"] or ""
-        text = "\n".join([first, *(part.text for part in message[1:])]).strip()[:MESSAGE_LENGTH]
+        asserted = self.open.source if self.open and hit["type"] == "AssertionError" and not first else None
+        if asserted is not None and len(message) == 1 and asserted.text.strip().startswith("assert"):
+            # What was asserted is all that such an error says.
+            first = asserted.text.strip()
+            message.append(asserted)
+        more = [] if message[-1] is asserted else message[1:]
+        text = "\n".join([first, *(part.text for part in more)]).strip()[:MESSAGE_LENGTH]
         previous = self.offset + len(self.failures) - 1 if self.link and self.failures else None
         incident = Incident(
             kind="exception",

@@ -18,6 +18,9 @@ NOISES = [
     "stderr: {}",
     "(RayWorkerWrapper pid=4711, ip=10.0.0.7) {}",
     "(EngineCore_DP0 pid=318) {}",
+    "(VllmWorker TP2 pid=415) {}",
+    "#033[1;36m{}#033[0m#015",
+    "2024-05-01T12:00:00.123456789Z stderr F {}",
     "2024-05-22 10:19:31,770 - ERROR - {}",
     "2026-11-22T13:26:21.1390001Z {}",
     "[2024-05-22 10:19:31,770] {}",
@@ -153,3 +156,44 @@ def test_positions_survive_several_kinds_of_noise_in_one_line() -> None:
     (line,) = denoise("0\x1b0\x1f&lt;\x1b[31m1")
     assert line.text == "00<1"
     assert [line.raw_column(column) for column in range(4)] == [0, 2, 4, 13]
+
+
+def test_json_logs_are_read_as_what_they_say() -> None:
+    paste = (
+        r'{"level": "error", "msg": "Traceback (most recent call last):\n  File \"/a/b.py\", line 1, in \u003cmodule\u003e\n'
+        r'RuntimeError: \"addmm\" not implemented\n", "time": "2024-05-01T12:00:00Z"}'
+    )
+    lines = denoise(paste)
+    assert [line.text for line in lines] == [
+        "Traceback (most recent call last):",
+        '  File "/a/b.py", line 1, in <module>',
+        'RuntimeError: "addmm" not implemented',
+    ]
+    last = lines[-1]
+    assert last.number == 1
+    assert paste[last.raw_column(last.text.index("addmm")) :].startswith("addmm")
+
+
+def test_a_container_log_in_json_is_as_the_program_wrote_it() -> None:
+    wrapped = r'{"log":"[rank1]:   File \"/a/b.py\", line 1, in f\n","stream":"stderr","time":"2024-05-01T12:00:00.1Z"}'
+    (line,) = denoise(wrapped)
+    assert (line.text, line.source) == ('  File "/a/b.py", line 1, in f', "rank1")
+
+
+@pytest.mark.parametrize("paste", ['{"a b": 1}', '{"a": "one"}', '{"a": "never closed', '{"' + '"\\"' * 400 + "}"])
+def test_what_says_nothing_in_json_stays_as_it_is(paste: str) -> None:
+    assert texts(paste) == [paste]
+
+
+def test_a_stamp_before_every_piece_of_a_line_is_removed() -> None:
+    stamp = "2025-05-06T01:27:16.259032 - "
+    assert texts(f"{stamp}NameError{stamp}: name {stamp}'x'{stamp} is not defined{stamp}") == [
+        "NameError: name 'x' is not defined"
+    ]
+
+
+def test_a_frame_that_colab_made_a_link_is_a_frame() -> None:
+    paste = "[/usr/lib/python3/dist-packages/peft/config.py](https://localhost:8080/#) in load(self)"
+    (line,) = denoise(paste)
+    assert line.text == "/usr/lib/python3/dist-packages/peft/config.py in load(self)"
+    assert paste[line.raw_column(line.text.index(" in load")) :].startswith(" in load")

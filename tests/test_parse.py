@@ -240,3 +240,52 @@ def test_what_a_worker_raised_is_the_cause_of_what_carries_it() -> None:
     assert "Original" not in carrier.message
     assert origin.message == "'rows'"
     assert origin.user_frame is not None and origin.user_frame.file == "/home/ml/data.py"
+
+
+def test_a_header_behind_a_loggers_words_begins_a_traceback() -> None:
+    (incident,) = incidents("[ERROR] scheduler died: " + PLAIN)
+    assert (incident.type, len(incident.frames)) == ("RuntimeError", 2)
+
+
+def test_an_assertion_without_a_message_says_what_was_asserted() -> None:
+    paste = (
+        PLAIN.rsplit("RuntimeError", 1)[0]
+        + '  File "/a/b.py", line 3, in f\n    assert heads % size == 0\nAssertionError\n'
+    )
+    (failure,) = read(paste).failures
+    assert failure.incident.message == "assert heads % size == 0"
+    assert failure.subject.text == "AssertionError assert heads % size == 0"
+
+
+def test_a_whole_traceback_on_one_line_is_no_frame() -> None:
+    parsed = read('File "/a/b.py", line 1, in f raise ValueError("no") ValueError: no')
+    assert parsed.frames == ()
+    assert "ValueError: no" in parsed.log[0].text
+
+
+def test_what_another_program_wrote_below_a_frame_is_a_log_line() -> None:
+    paste = PLAIN.replace("    return F.linear", "/usr/bin/ld: cannot find -lcuda\n    return F.linear")
+    parsed = read(paste)
+    assert [line.text for line in parsed.log] == ["/usr/bin/ld: cannot find -lcuda"]
+    assert [failure.incident.type for failure in parsed.failures] == ["RuntimeError"]
+
+
+def test_a_message_wrapped_behind_its_prefix_is_whole() -> None:
+    paste = "(APIServer pid=1) RuntimeError: Engine core failed. See root\ncause above.\n(APIServer pid=1) INFO: bye"
+    (incident,) = incidents(paste)
+    assert incident.message.split() == ["Engine", "core", "failed.", "See", "root", "cause", "above."]
+
+
+def test_source_code_that_can_raise_an_error_does_not_report_it() -> None:
+    paste = """\
+    if mode:
+        raise ValueError(
+            "Cannot merge layers in 8-bit mode. "
+            "CUDA out of memory."
+        )
++       TORCH_CHECK(false, "CUDA out of memory.")
+    with pytest.raises(ValueError, match="CUDA out of memory"):
+"CUDA out of memory", said the log
+"""
+    shown = [line.text for line in read(paste).log if "memory" in line.text]
+    assert shown == ['"CUDA out of memory", said the log']

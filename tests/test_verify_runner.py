@@ -263,6 +263,25 @@ def test_alone(config, measure):
     assert first[1] <= second[0]
 
 
+def test_without_cost_no_arm_runs_alone_and_none_is_timed(run: Run, tmp_path: Path) -> None:
+    source = f"""{HEAD}
+import pathlib, time
+@pytest.mark.workaround("use-two")
+def test_meets_the_other(config, measure):
+    pathlib.Path({str(tmp_path)!r}, str(config)).touch()
+    while not all(pathlib.Path({str(tmp_path)!r}, name).exists() for name in ("0", "0.0")):
+        time.sleep(0.01)
+    calls = []
+    measure(lambda: calls.append(1))
+    measure.record("calls", len(calls))
+"""
+    one = run(source, jobs=3, timeout=20.0, cost=False)
+    fixed = [trial for trial in one.trials if trial["id"] == "use-two"]
+    assert [(trial["outcome"], trial["measurements"], trial["step_seconds"]) for trial in fixed] == [
+        ("fixed", {"calls": 1}, None)
+    ] * 2
+
+
 def test_what_cannot_run_here_is_skipped_with_its_reason(run: Run) -> None:
     source = HEAD.replace("@pytest.mark.reproduces", "@pytest.mark.requires(device='cuda')\n@pytest.mark.reproduces")
     one = run(source + GOOD, cases=["int"])

@@ -346,7 +346,12 @@ def verify(
         list[str] | None,
         typer.Option("--with", help="Run with this version, PACKAGE==VERSION, in a throwaway environment."),
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Arms side by side; those that measure run alone.")] = 1,
+    jobs: Annotated[
+        int, typer.Option("--jobs", min=1, help="Arms side by side; those that measure cost run alone.")
+    ] = 1,
+    no_cost: Annotated[
+        bool, typer.Option("--no-cost", help="Measure no time and memory of steps, so that no arm runs alone.")
+    ] = False,
     timeout: Annotated[float | None, typer.Option("--timeout", help="Seconds an arm may take.")] = None,
     memory: Annotated[float | None, typer.Option("--memory", help="GiB an arm may take.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Run without asking.")] = False,
@@ -364,8 +369,8 @@ def verify(
 
     options = verification.Options(
         ids=ids or [], every=every, stale=stale, device=device, evidence=evidence, cases=case or [],
-        requirements=requirement or [], jobs=jobs, timeout=timeout, memory=memory, yes=yes, save_sample=save_sample,
-        bundle=bundle, format=format, entries=entries or [],
+        requirements=requirement or [], jobs=jobs, cost=not no_cost, timeout=timeout, memory=memory, yes=yes,
+        save_sample=save_sample, bundle=bundle, format=format, entries=entries or [],
     )  # fmt: skip
     sys.exit(verification.verify(options))
 

@@ -35,7 +35,7 @@ def kb_device(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(name="measure")
 def kb_measure(request: pytest.FixtureRequest) -> Measure:
     """Times a step, compares results with a reference, records values."""
-    measure = Measure(device_of(request.config))
+    measure = Measure(device_of(request.config), cost=not request.config.getoption("kb_no_cost"))
     request.node.stash[MEASURE] = measure
     return measure
 

@@ -19,8 +19,9 @@ class WrongResult(AssertionError):  # noqa: N818
 class Measure:
     """What one arm measured. Called with a step, it times it."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, *, cost: bool = True) -> None:
         self.device = device
+        self.cost = cost
         self.step_seconds: float | None = None
         self.peak_bytes: int | None = None
         self.reference_error: float | None = None
@@ -30,9 +31,11 @@ class Measure:
     def __call__(self, step: Callable[[], T], repeat: int = 3) -> T:
         """Call `step` once unrecorded and `repeat` times recorded; the last result.
 
-        Records the median seconds and, on CUDA, the peak of allocated bytes.
+        Records the median seconds and, on CUDA, the peak of allocated bytes. Where no cost is wanted, one call is all.
         """
         result = step()
+        if not self.cost:
+            return result
         cuda = self._cuda()
         if cuda is not None:
             cuda.synchronize()

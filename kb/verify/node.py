@@ -28,6 +28,7 @@ def main(home: Path, arguments: Sequence[str]) -> int:
             cases=options.case,
             timeout=options.timeout,
             jobs=options.jobs,
+            cost=not options.no_cost,
             evidence=options.results,
             contributed_by=options.contributor,
             on_trial=_print_trial,
@@ -44,7 +45,8 @@ def _parser(home: Path) -> argparse.ArgumentParser:
     parser.add_argument("entries", nargs="*", metavar="ENTRY", help="entries to run, for example pytorch/some-error")
     parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
     parser.add_argument("--case", action="append", default=[], help="a workaround, dead end, test or configuration")
-    parser.add_argument("--jobs", type=int, default=1, help="arms side by side; those that measure run alone")
+    parser.add_argument("--jobs", type=int, default=1, help="arms side by side; those that measure cost run alone")
+    parser.add_argument("--no-cost", action="store_true", help="measure no time and memory, so that none runs alone")
     parser.add_argument("--timeout", type=float, help="seconds that no arm may exceed")
     parser.add_argument("--results", type=Path, default=home / "results", help="folder for evidence files")
     parser.add_argument("--contributor", help="who runs this, if not a maintainer")

@@ -38,6 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--kb-trials", metavar="FILE", help="append arms begun and trials finished, one JSON line each")
     group.addoption("--kb-nodes", metavar="FILE", help="write what was collected to this file, one JSON line per arm")
+    group.addoption("--kb-no-cost", action="store_true", help="take no times and no peaks of memory: steps run once")
     group.addoption("--kb-contributor", metavar="NAME", help="who runs this, if not a maintainer")
 
 

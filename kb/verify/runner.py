@@ -48,6 +48,7 @@ def run(
     timeout: float | None = None,
     memory_limit: int | None = None,
     jobs: int = 1,
+    cost: bool = True,
     evidence: Path | Callable[[ScriptRun], Path] | None = None,
     contributed_by: str | None = None,
     python: str = sys.executable,
@@ -59,17 +60,17 @@ def run(
 
     `device` is `cpu`, `cuda` or None for CUDA if there is one. `cases` keeps arms by workaround or dead-end id, test
     name or configuration, and their controls. `timeout` caps every arm's seconds, `memory_limit` its bytes (default:
-    three quarters of what is free). `jobs` arms run side by side, but those that measure run alone. `evidence` is the
-    folder for evidence files, or tells it for each run; None writes none. `python` is the interpreter to run in, which
-    needs pytest. Unless `network` is true, arms are cut off every network but loopback where the system allows it. A
-    ctrl-C ends the run and keeps what finished.
+    three quarters of what is free). `jobs` arms run side by side, but those that measure run alone, unless no `cost`
+    (time and memory of a step) is wanted. `evidence` is the folder for evidence files, or tells it for each run; None
+    writes none. `python` is the interpreter to run in, which needs pytest. Unless `network` is true, arms are cut off
+    every network but loopback where the system allows it. A ctrl-C ends the run and keeps what finished.
 
     Raises UsageError if an entry has no script, the system cannot fork, or `cases` selects nothing.
     """
     runs = [ScriptRun("/".join(script.parts[-3:-1]), script) for script in map(_script, entries)]
     if not processes.can_fork():
         raise UsageError("arms need processes that can be forked", "run the scripts with pytest, or use Linux or macOS")
-    command = record.command_line(["kb", "verify", *_shown(runs, device, cases)])
+    command = record.command_line(["kb", "verify", *_shown(runs, device, cases), *([] if cost else ["--no-cost"])])
 
     def finish(one: ScriptRun) -> None:
         if evidence is not None and one.trials:
@@ -80,13 +81,13 @@ def run(
     place = Workshop(
         python=python,
         preload=_preload(runs),
-        options=_options(device, timeout),
+        options=_options(device, timeout, cost=cost),
         memory_limit=memory_limit or processes.default_memory_limit(),
         grace=grace,
         network=network,
     )
     with place:
-        session = _Session(place, runs, jobs, frozenset(cases), on_trial, finish)
+        session = _Session(place, runs, jobs, frozenset(cases), on_trial, finish, cost=cost)
         interrupted = session.work()
     if cases and not interrupted and not any(one.nodes for one in runs):
         names = ", ".join(cases)
@@ -105,9 +106,12 @@ class _Session:
         cases: frozenset[str],
         on_trial: Callable[[Progress], None] | None,
         finish: Callable[[ScriptRun], None],
+        *,
+        cost: bool,
     ) -> None:
         self._workshop = place
         self._jobs = max(1, jobs)
+        self._cost = cost
         self._cases = cases
         self._on_trial = on_trial
         self._finish = finish
@@ -203,10 +207,10 @@ class _Session:
         return self._waiting[server] + running
 
     def _has_room_for(self, node: Node) -> bool:
-        """Arms that measure run alone: others would be part of what they measure."""
+        """Arms that measure cost run alone: others would be part of what they measure."""
         if not self._running:
             return True
-        alone = node.measures or any(other.measures for _, other in self._running.values())
+        alone = self._cost and (node.measures or any(other.measures for _, other in self._running.values()))
         return not alone and len(self._running) < self._jobs
 
     def _keep(self, one: ScriptRun, node: Node, trial: Trial) -> None:
@@ -234,10 +238,11 @@ def _preload(runs: Iterable[ScriptRun]) -> list[str]:
     return [module for name, modules in PRELOADED.items() if name in wanted for module in modules]
 
 
-def _options(device: str | None, timeout: float | None) -> list[str]:
+def _options(device: str | None, timeout: float | None, *, cost: bool) -> list[str]:
     options = ["-p", "kb.verify.plugin", "-p", "no:cacheprovider", "--import-mode=importlib", "--noconftest"]
     options += ["-q", "--no-header", "--capture=no", "--tb=short", "-p", "no:faulthandler"]
     options += [f"--kb-device={device}"] if device else []
+    options += [] if cost else ["--kb-no-cost"]
     return options + ([f"--kb-timeout={timeout}"] if timeout else [])
 
 

@@ -32,6 +32,7 @@ class Options:
     cases: Sequence[str]
     requirements: Sequence[str]
     jobs: int
+    cost: bool
     timeout: float | None
     memory: float | None
     yes: bool
@@ -63,6 +64,7 @@ def verify(options: Options) -> int:
             timeout=options.timeout,
             memory_limit=int(options.memory * 2**30) if options.memory else None,
             jobs=options.jobs,
+            cost=options.cost,
             evidence=_places(options.evidence) if options.evidence else None,
             python=str(python),
             on_trial=_progress(),
