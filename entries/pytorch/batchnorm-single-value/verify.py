@@ -22,6 +22,12 @@ pytestmark = pytest.mark.requires(torch=">=2.1")
 BATCH, CHANNELS = 4, 8
 
 
+@pytest.fixture(autouse=True)
+def full_precision(monkeypatch):
+    """Convolutions on a GPU in full float32, since results are compared with float64."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @pytest.fixture(params=["last-batch", "predicting", "one-per-device", "tiny-map"])
 def config(request):
     return request.param

@@ -35,6 +35,12 @@ PARAMS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def full_precision(monkeypatch):
+    """Convolutions on a GPU in full float32, since results are compared with float64."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @pytest.fixture(params=PARAMS)
 def config(request):
     return request.param

@@ -20,8 +20,19 @@ from torch.utils.data import DataLoader
 
 pytestmark = pytest.mark.requires(torch=">=2.1")
 
-LENGTHS = {"sequences": (3, 5, 2), "sequences-in-worker": (5, 3, 2), "nested-lists": (3, 5, 2), "empty-sample": (4, 4, 0)}
+LENGTHS = {
+    "sequences": (3, 5, 2),
+    "sequences-in-worker": (5, 3, 2),
+    "nested-lists": (3, 5, 2),
+    "empty-sample": (4, 4, 0),
+}
 SIZES = {"images": [(3, 6, 8), (3, 9, 5), (3, 8, 8)], "gray-image": [(3, 6, 6), (1, 6, 6), (3, 6, 6)]}
+
+
+@pytest.fixture(autouse=True)
+def full_precision(monkeypatch):
+    """Convolutions on a GPU in full float32, since results are compared with float64."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 @pytest.fixture(

@@ -23,6 +23,12 @@ BATCH, LENGTH, HEADS, WIDTH = 3, 5, 2, 4
 CHOSEN = (1, 4, 9)
 
 
+@pytest.fixture(autouse=True)
+def full_precision(monkeypatch):
+    """Convolutions on a GPU in full float32, since results are compared with float64."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @pytest.fixture(params=["merged-heads", "sliced", "layout-kept", "channels-last", "in-backward", "written-to"])
 def config(request):
     return request.param
