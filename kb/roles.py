@@ -138,7 +138,7 @@ def assign(
     reasons = {match.entry_id: reason for match in log.concrete if (reason := log.reason(match)) is not None}
     first = log.first(reasons)
     known = first or log.earliest([match for match in log.concrete if match.entry_id not in reasons] or log.concrete)
-    parts = [_part(match, first, reasons.get(match.entry_id), log.stranger) for match in found]
+    parts = [_part(match, log, first, reasons.get(match.entry_id)) for match in found]
     order = {"root": 0, "consequence": 1, "wrapper": 2}
     return tuple(
         sorted(parts, key=lambda p: (order[p.role], p.found is not known, p.found.level != "exact", p.found.line))
@@ -192,8 +192,14 @@ def _is_import(incident: Incident) -> bool:
     return (incident.type or "").rpartition(".")[2] in ("ImportError", "ModuleNotFoundError")
 
 
-def _part(match: Found, first: Found | None, reason: _Reason | None, stranger: Incident | None) -> Part:
-    if match.kind == "wrapper":
+def _only_wraps(match: Found, found: Sequence[Found]) -> bool:
+    """A wrapper tells nothing of its own, but for those of which its entry says that it knows better."""
+    return match.kind == "wrapper" and not any(other.entry_id in match.supersedes for other in found)
+
+
+def _part(match: Found, log: _Log, first: Found | None, reason: _Reason | None) -> Part:
+    stranger = log.stranger
+    if match not in log.concrete:
         return Part(match, "wrapper", "reports that something else failed")
     if match is first:
         return Part(match, "root", "the first failure of the log" if reason else "")
@@ -222,7 +228,7 @@ class _Log:
         edges: Mapping[str, frozenset[str]],
         clues: Clues,
     ) -> None:
-        self.concrete = [match for match in found if match.kind != "wrapper"]
+        self.concrete = [match for match in found if not _only_wraps(match, found)]
         self.wrapped = len(self.concrete) < len(found)
         self.incidents = incidents
         self.edges = edges
@@ -255,7 +261,7 @@ class _Log:
             if any(reason.of is None for reason in reasons.values()):
                 return None
             free = self.concrete
-        errors = [match for match in free if match.kind == "error"]
+        errors = [match for match in free if match.kind != "warning"]
         if not errors and (self.wrapped or self.stranger is not None):
             return None  # a warning is no reason to die
         if errors and self._launcher_saw_stranger(errors):
