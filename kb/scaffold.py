@@ -23,6 +23,8 @@ TODO = "TODO: "
 LARGEST_SAMPLE = 60_000
 """Code points of the paste that become the sample: its end, where the error stands."""
 _ID = re.compile(r"[a-z][a-z0-9-]*/[a-z0-9][a-z0-9-]*")
+_ENVIRONMENT = re.compile(r"/[^\s\"'<>|:]{1,400}?/(lib/python3\.\d{1,2}/site-packages/)")
+"""Where an environment lies says nothing about the error, and names projects and people."""
 _WORDS = 6
 _STOP = frozenset(
     """
@@ -93,7 +95,7 @@ def draft(paste: str, base: KnowledgeBase, *, entry_id: str | None = None) -> Dr
     message = redact(_first_line(incident), paths=True)
     pattern = generalize(message)
     kind = _kind(incident)
-    clean = redact(paste[-LARGEST_SAMPLE:], paths=True).strip("\n") + "\n"
+    clean = _ENVIRONMENT.sub(r"/venv/\1", redact(paste[-LARGEST_SAMPLE:], paths=True)).strip("\n") + "\n"
     return Draft(
         entry=_entry(name, incident, fold(f"{kind}: {message}"), pattern),
         sample=clean,

@@ -111,6 +111,9 @@ def test_too_few_samples_and_samples_won_by_nobody_or_by_another(
     )
     found = check(load([root]), only=["pytorch/some-error"])
     assert "sample-lost" in [finding.code for finding in found]
+    (root / "pytorch" / "unfinished").mkdir()
+    (root / "pytorch" / "unfinished" / "verify.py").touch()
+    assert [finding for finding in check(load([root]), only=["pytorch/thief"]) if "unfinished" in finding.file] == []
     taken = [f for f in check(load([root]), only=["pytorch/thief"]) if f.code == "sample-lost"]
     assert [Path(finding.file).name for finding in taken] == ["one.txt"]
 

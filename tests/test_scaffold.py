@@ -57,6 +57,12 @@ def test_the_folder_loads_wins_its_sample_and_says_what_is_missing(tmp_path: Pat
     assert {finding.code for finding in check(catalog)} == {"todo-left", "samples-few"}
 
 
+def test_where_an_environment_lies_is_left_out_of_the_sample() -> None:
+    made = draft(PASTE.replace("/opt/conda/lib", "/srv/teams/jane/secret-project/.venv/lib"), kb.open())
+    assert "secret-project" not in made.sample
+    assert 'File "/venv/lib/python3.11/site-packages/vllm/weights.py", line 31, in load' in made.sample
+
+
 def test_what_is_known_already_is_said(tmp_path: Path) -> None:
     done = new(tmp_path, paste=KNOWN)
     assert done.returncode == 1

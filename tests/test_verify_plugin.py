@@ -115,7 +115,7 @@ CONTRADICTED = {
     "fix-that-overflows": (
         arm('workaround("use-two")', "measure.compare(1e308, 5e-324, 1e300)"),
         "wrong_result",
-        "relative error is inf",
+        "relative error of result is inf",
     ),
     "fix-with-a-failing-assert": (arm('workaround("use-two")', "assert config == 2"), "wrong_result", "assert"),
     "fix-that-does-not-help": (arm('workaround("use-two")', "1 / config"), "not_fixed", "still raised"),

@@ -20,7 +20,11 @@ def check(
 
     `clean` are pastes that must match nothing; `today` decides which exceptions are over.
     """
-    findings = [Finding("catalogue-file", p.file, p.field, p.detail, p.remedy) for p in catalog.problems]
+    findings = [
+        Finding("catalogue-file", p.file, p.field, p.detail, p.remedy)
+        for p in catalog.problems
+        if not only or any(entry_id in Path(p.file).as_posix() for entry_id in only)
+    ]
     chosen = [loaded for entry_id, loaded in catalog.entries.items() if not only or entry_id in only]
     for loaded in chosen:
         findings += _of_record((*record.CHECKS, *text.CHECKS, *proof.CHECKS), loaded)

@@ -62,13 +62,14 @@ def fresh(loaded: LoadedEntry, files: Files) -> Iterator[Finding]:
             test = trial.test.rpartition(".")[2]
             if test in today:
                 runs[test, device] = runs.get((test, device), False) or speaks_of_today
-    for (test, where), covered in sorted(runs.items()):
-        if not covered:
+    for where in sorted({device for _, device in runs}):
+        if tests := sorted(test for (test, device), covered in runs.items() if device == where and not covered):
+            more = f" and {len(tests) - 1} more" if len(tests) > 1 else ""
             yield Finding(
                 "evidence-stale",
                 str(loaded.folder / "verify.py"),
-                test,
-                f"was changed since its last run on {where}, so its rates are gone",
+                tests[0],
+                f"this arm{more} changed since the last run on {where}, so the rates are gone",
                 f"kb verify {loaded.entry.id} --device {where} --evidence entries",
             )
 

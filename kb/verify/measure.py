@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -58,15 +59,15 @@ class Measure:
 
         Raises WrongResult if anything is not finite, has another shape, or is further off than `tolerance`.
         """
-        worst = 0.0
+        worst, leaf = 0.0, "result"
         for where, one, other in _pairs(actual, reference, "result"):
             if one is None and other is not None:
                 raise WrongResult(f"{where} is None, for example a gradient that never came")
-            worst = max(worst, _relative_error(where, one, other))
+            worst, leaf = max((worst, leaf), (_relative_error(where, one, other), where), key=itemgetter(0))
         if math.isfinite(worst):
             self.reference_error = max(worst, self.reference_error or 0.0)
         if not worst <= tolerance:
-            raise WrongResult(f"the relative error is {worst:.3g}, more than the allowed {tolerance:.3g}")
+            raise WrongResult(f"the relative error of {leaf} is {worst:.3g}, more than the allowed {tolerance:.3g}")
         return worst
 
     def record(self, name: str, value: Any) -> None:

@@ -9,6 +9,7 @@ PYTEST_DONT_REWRITE: there is no assert here, and pytest warns where a plugin it
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
     if not is_script(module_path):
         return None
+    # Read by the libraries of CUDA when they start, which is later. A fix is compared with a float32 reference to 1e-4
+    # or so, and TF32, which convolutions use by default, has ten bits.
+    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     from kb.verify import collection, report, running
 
     for part in (collection, running, report):

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kb.catalog import packaged_root
 from kb.cli import terminal
 from kb.errors import UsageError
 from kb.intake import read_file, read_stdin
@@ -36,9 +37,10 @@ def new(
         return 0
     terminal.write("".join(f"{folder / name}\n" for name in made.files))
     print(
-        f"next: replace every TODO in {folder}/entry.json and verify.py, add samples/not-*.txt (a near miss) and a"
-        f" second sample, then\n  kb check {made.id} --root {root}\n"
-        f"  kb verify {made.id} --entries {root} --evidence {root} --yes    (docs/verify.md)",
+        f"next: replace every TODO, first in {folder}/entry.json, then in verify.py (docs/verify.md), add"
+        f" samples/not-*.txt (a near miss) and a second sample, then\n  kb check {made.id} --root {root} --fix\n"
+        f"  kb verify {made.id} --evidence {root} --save-sample --yes"
+        + ("" if root.resolve() == packaged_root().resolve() else f" --entries {root}"),
         file=sys.stderr,
     )
     return 0
