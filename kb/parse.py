@@ -73,6 +73,8 @@ _CALL_BEGINS = lazy.pattern(
 _LITERAL_LINE = lazy.pattern(r"^\s*(?:[-+]\s*)?(?:\d{1,5}[:|]?\s+)?[rfbuRFBU]{0,2}[\"'].*[\"'][,)\]]{0,4}\s*$")
 _LITERAL = lazy.pattern(r"\"(?:[^\"\\]|\\.)*\"?|'(?:[^'\\]|\\.)*'?")
 _CODE = lazy.pattern(r"^\s*(?:-+>|❱|>)?\s*\d{1,6}(?:\s|$)")
+_ARROW = lazy.pattern(r"^\s*(?:-+>|❱)")
+_RAISES = lazy.pattern(r"\braise (?P<type>[A-Za-z_][\w.]{0,120})\([rfbRFB]{0,2}[\"'](?P<message>.{8,})$")
 _CARETS = lazy.pattern(r"^[\s~^]+$")
 _REPEATED = lazy.pattern(r"^\s*\[Previous line repeated \d+ more times?\]\s*$")
 _RULE_LINE = lazy.pattern(r"^\s*[-=─╭╰╮╯*_]{4,}.*$")
@@ -225,7 +227,29 @@ class _Stream:
         self.offset = offset
         while self.at < len(self.lines):
             self._step(self.lines[self.at])
+        self._cut_off()
         return self.failures, self.log, self.frames
+
+    def _cut_off(self) -> None:
+        """A traceback whose last line was lost still shows what it was about to raise."""
+        source = self.open.source if self.open else None
+        if self.open is None or source is None or not (hit := _RAISES.search(source.text)):
+            return
+        name = hit["type"].rpartition(".")[2]
+        if any(name in line.text for line in self.lines[self.at : self.at + MESSAGE_LINES]):
+            return  # it was not lost: another program's line stands before it
+        frames = tuple(self.open.frames)
+        incident = Incident(
+            kind="exception",
+            type=hit["type"],
+            message=hit["message"].rstrip("\"')"),
+            line=source.number,
+            frames=frames,
+            ranks=(source.source,) if source.source else (),
+            package=_package(hit["type"], frames),
+            user_frame=_user_frame(frames),
+        )
+        self.failures.append(Failure(incident, passage([source])))
 
     def _step(self, line: Line) -> None:
         text = line.text
@@ -256,6 +280,7 @@ class _Stream:
         else:
             # A notebook's traceback ends with its exception; an odd location in it does not end it.
             if self.open is not None and not self.open.ipython and not _RULE_LINE.match(text):
+                self._cut_off()
                 self.open = None
             self.log.append(line)
             self.at += 1
@@ -331,7 +356,11 @@ class _Stream:
             self.open.rich = not text.startswith("╰")
             hit = _EXCEPTION.match(text.strip())
             return not (hit and _STANDALONE_TYPE.match(hit["type"]))
-        return self.open.ipython and bool(_CODE.match(text))
+        if self.open.ipython and _CODE.match(text):
+            if _ARROW.match(text):
+                self.open.source = self.lines[self.at]
+            return True
+        return False
 
     def _exception(self, text: str) -> re.Match[str] | None:
         hit = _EXCEPTION.match(text.strip())

@@ -263,6 +263,16 @@ def test_a_whole_traceback_on_one_line_is_no_frame() -> None:
     assert "ValueError: no" in parsed.log[0].text
 
 
+def test_a_traceback_cut_before_its_last_line_shows_what_was_raised() -> None:
+    cut = PLAIN.rsplit("    return F.linear", 1)[0] + '    raise RuntimeError("the gizmo is jammed")\n'
+    (incident,) = incidents(cut)
+    assert (incident.type, incident.message, len(incident.frames)) == ("RuntimeError", "the gizmo is jammed", 2)
+    assert [one.message for one in incidents(cut + "Thank you.")] == ["the gizmo is jammed"]
+    for between in ("", "epoch 3 of 5\n"):
+        (whole,) = incidents(cut + between + "RuntimeError: the gizmo is jammed, really")
+        assert whole.message.endswith("really")
+
+
 def test_what_another_program_wrote_below_a_frame_is_a_log_line() -> None:
     paste = PLAIN.replace("    return F.linear", "/usr/bin/ld: cannot find -lcuda\n    return F.linear")
     parsed = read(paste)
