@@ -13,6 +13,7 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import NamedTuple
 
+from kb import jsonlog
 from kb.lazy import pattern
 from kb.models.result import Line
 
@@ -149,13 +150,6 @@ _SRUN = pattern(r"[ \t]{0,3}(?P<rank>\d{1,4}): ?")
 _BRACKETED_RANK = pattern(r"[ \t]*\[(?P<rank>\d{1,6})\](?::|(?=[ \t]*\[rank)) ?")
 _NUMBERED = ((_SRUN, 0.6), (_BRACKETED_RANK, 0.3))
 
-_JSON_DEPTH = 4
-"""Objects within texts of objects that are opened."""
-# Ends at the line's end where no quote closes it, so that no quote is tried twice.
-_JSON_TEXT = pattern(r'"(?P<text>(?:[^"\\]|\\.)*)(?P<closed>"?)(?P<key>\s*:)?')
-_JSON_NEWLINE = pattern(r"(?<!\\)\\n")
-_JSON_ESCAPE = pattern(r'\\(?:["\\/tbfr]|u[0-9a-fA-F]{4})')
-
 _BOX_END = pattern(r"[ \t]*[│┃║][ \t]*$")
 _FENCE = pattern(r"[ \t]*(?:```|~~~)[\w+-]{0,20}[ \t]*$")
 
@@ -264,33 +258,13 @@ def _unpacked(line: _Text, depth: int = 0) -> Iterator[tuple[int, _Text]]:
     """The line without prefixes, or what a line of JSON says in sentences; each with its length before stripping."""
     length = len(line.text)
     _strip_prefixes(line)
-    sentences = list(_sentences(line)) if depth < _JSON_DEPTH and line.text.lstrip().startswith('{"') else []
-    if not sentences:
+    said = list(jsonlog.sentences(line.text)) if depth < jsonlog.DEPTH else []
+    if not said:
         yield length, line
-    for sentence in sentences:
-        yield from _unpacked(sentence, depth + 1)
-
-
-def _sentences(line: _Text) -> Iterator[_Text]:
-    """Strings of a JSON object that hold more than one word, a piece for each of their lines."""
-    if not line.text.rstrip().endswith("}"):
-        return
-    for hit in _JSON_TEXT.finditer(line.text):
-        if " " not in hit["text"] or not hit["closed"] or hit["key"]:
-            continue
-        start, end = hit.span("text")
-        ends = [*(one.start() for one in _JSON_NEWLINE.finditer(line.text, start, end)), end]
-        for stop in ends:
-            if stop > start or stop < end:
-                part = line.part(start, stop)
-                part.replace(_JSON_ESCAPE, _json_char)
-                yield part
-            start = stop + len("\\n")
-
-
-def _json_char(hit: str) -> str:
-    char = chr(int(hit[2:], 16)) if hit[1] == "u" else {"t": "\t", "b": "", "f": "", "r": ""}.get(hit[1], hit[1])
-    return char if char == "\t" or char.isprintable() else ""
+    for start, stop in said:
+        part = line.part(start, stop)
+        part.replace(jsonlog.ESCAPE, jsonlog.unescaped)
+        yield from _unpacked(part, depth + 1)
 
 
 def _pieces(text: str) -> Iterator[tuple[int, int, str]]:

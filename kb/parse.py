@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from kb import lazy
 from kb.models.result import Frame, Incident, Line, Link
+from kb.sourcecode import FLATTENED, without_literals
 
 MESSAGE_LINES = 40
 """An exception's message ends at the latest after this many lines."""
@@ -27,7 +28,6 @@ _ORIGINAL = "Original Traceback (most recent call last):"
 _HEADER = lazy.pattern(r"^[\s+|]*(?:╭─+ )?Traceback \(most recent call last\)(?:[:]| ─+╮)?\s*$")
 _LATE_HEADER = lazy.pattern(r"\bTraceback \(most recent call last\):\s*$")
 """A header behind what a logger said of it."""
-_FLATTENED = lazy.pattern(r" [\w.]{0,100}(?:Error|Exception): ")
 _IPYTHON_HEADER = lazy.pattern(
     r"^\s*(?P<type>(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*) {2,}Traceback \(most recent call last\)\s*$"
 )
@@ -61,17 +61,6 @@ _STANDALONE_TYPE = lazy.pattern(
     r"^(?:[a-z_]\w{0,80}\.){0,12}(?:_?[A-Z]\w{0,120}(?:Error|Exception|Unsupported|Interrupt)|Exception|KeyboardInterrupt|SystemExit"
     r"|(?:assertion|attribute|import|index|key|memory|name|runtime|type|value)Error)$"  # as typed by hand
 )
-_SOURCE = lazy.pattern(
-    r"^\s*(?:[-+]\s*)?(?:\d{1,5}[:|]?\s+)?(?:raise\s+[\w.]{1,100}\(|throw\s|assert\b|(?:el)?if\s|return\s|with\s|print\(|match\s?="
-    r"|(?:self\.)?_?(?:logger|logging|log|warnings|console)\.\w{1,20}\(|(?:[A-Z]{2,12}_)?(?:CHECK|ERROR|ASSERT)\w{0,12}\("
-    r"|[\w.]{1,60}\s=\s\(?[rfbuRFBU]{0,2}[\"'])"
-)
-"""Source code that holds a text, perhaps from a diff or with line numbers."""
-_CALL_BEGINS = lazy.pattern(
-    r"^\s*(?:[-+]\s*)?(?:\d{1,5}[:|]?\s+)?(?:raise\s+[\w.]{1,100}|[\w.]{1,60}\s=\s|[\w.]{1,60})\($"
-)
-_LITERAL_LINE = lazy.pattern(r"^\s*(?:[-+]\s*)?(?:\d{1,5}[:|]?\s+)?[rfbuRFBU]{0,2}[\"'].*[\"'][,)\]]{0,4}\s*$")
-_LITERAL = lazy.pattern(r"\"(?:[^\"\\]|\\.)*\"?|'(?:[^'\\]|\\.)*'?")
 _CODE = lazy.pattern(r"^\s*(?:-+>|❱|>)?\s*\d{1,6}(?:\s|$)")
 _ARROW = lazy.pattern(r"^\s*(?:-+>|❱)")
 _RAISES = lazy.pattern(r"\braise (?P<type>[A-Za-z_][\w.]{0,120})\([rfbRFB]{0,2}[\"'](?P<message>.{8,})$")
@@ -166,25 +155,7 @@ def parse(lines: Sequence[Line]) -> Parsed:
         log += rest
         frames += calls
     ordered = sorted(log, key=lambda line: line.number)
-    return Parsed(_folded(failures), tuple(_without_literals(ordered)), tuple(frames))
-
-
-def _without_literals(log: Iterable[Line]) -> Iterator[Line]:
-    """The lines, with blanks for the texts in source code: code that can raise an error is no report of it."""
-    code = False
-    for line in log:
-        text = line.text
-        if ('"' in text or "'" in text) and not _FLATTENED.search(text):
-            code = bool(_SOURCE.match(text)) or (code and bool(_LITERAL_LINE.match(text)))
-            if code:
-                line = replace(line, text=_LITERAL.sub(_blanked, text))
-        elif text.strip():
-            code = bool(_CALL_BEGINS.match(text))
-        yield line
-
-
-def _blanked(hit: re.Match[str]) -> str:
-    return hit[0][0] + " " * (len(hit[0]) - 2) + hit[0][-1] if len(hit[0]) > 1 else hit[0]
+    return Parsed(_folded(failures), tuple(without_literals(ordered)), tuple(frames))
 
 
 def _streams(lines: Iterable[Line]) -> list[list[Line]]:
@@ -289,7 +260,7 @@ class _Stream:
         for pattern in _FRAMES:
             if hit := pattern.match(text):
                 groups = hit.groupdict()
-                if (function := groups.get("function")) and _FLATTENED.search(function):
+                if (function := groups.get("function")) and FLATTENED.search(function):
                     return None  # the whole traceback on one line
                 number = groups.get("line")
                 return Frame(groups["file"], int(number) if number else None, groups.get("function"))

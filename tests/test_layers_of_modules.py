@@ -29,6 +29,8 @@ LAYERS = [
         "redacted",
         "literals",
         "layers",
+        "jsonlog",
+        "sourcecode",
     ],
     [
         "denoise",

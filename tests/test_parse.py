@@ -296,6 +296,12 @@ def test_source_code_that_can_raise_an_error_does_not_report_it() -> None:
 +       TORCH_CHECK(false, "CUDA out of memory.")
     with pytest.raises(ValueError, match="CUDA out of memory"):
 "CUDA out of memory", said the log
+with "CUDA out of memory" it ended
+if "CUDA out of memory" helps anybody
 """
     shown = [line.text for line in read(paste).log if "memory" in line.text]
-    assert shown == ['"CUDA out of memory", said the log']
+    assert shown == [
+        '"CUDA out of memory", said the log',
+        'with "CUDA out of memory" it ended',
+        'if "CUDA out of memory" helps anybody',
+    ]
