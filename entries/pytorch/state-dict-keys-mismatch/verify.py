@@ -5,9 +5,10 @@
 """A state dict whose names are not the names of the model it is loaded into.
 
 `data-parallel` was saved from a DataParallel wrapper, which names everything `module.…` as DistributedDataParallel does;
-`compiled` from what `torch.compile` returned; `compiled-parallel` and `parallel-compiled` from both, one way and the other. `into-wrapper` goes the other way: a plain
-file into a wrapped model. `training-checkpoint` keeps the weights beside epoch and optimizer. `layer-inserted` builds the
-model otherwise than it was saved, and `new-head` loads a pretrained encoder into a model with a head.
+`compiled` from what `torch.compile` returned; `compiled-parallel` and `parallel-compiled` from both, one way and the
+other. `into-wrapper` loads a plain file into a wrapped model. `training-checkpoint` keeps the weights beside epoch and
+optimizer. `layer-inserted` builds the model otherwise than it was saved, and `new-head` loads a pretrained encoder into
+a model with a head.
 """
 
 import copy
@@ -24,7 +25,7 @@ PREFIXED = ("data-parallel", "compiled", "compiled-parallel", "parallel-compiled
 
 
 class Net(nn.Module):
-    """A convolution whose name ends in `module`, normalisation, a hidden layer after a dropout if wanted, and a head."""
+    """A convolution whose name ends in `module`, normalisation, a dropout if wanted, a hidden layer and a head."""
 
     def __init__(self, inserted=False, head=True):
         super().__init__()
