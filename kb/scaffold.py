@@ -141,7 +141,9 @@ def _kind(incident: Incident) -> str:
 
 
 def _first_line(incident: Incident) -> str:
-    return incident.message.strip().split("\n", 1)[0]
+    """The first line of the message, and the next one where the first only announces it."""
+    lines = [" ".join(line.split()) for line in incident.message.strip().split("\n") if line.strip()]
+    return " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
 
 
 def _domain(incident: Incident) -> str:

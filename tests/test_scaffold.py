@@ -63,6 +63,12 @@ def test_where_an_environment_lies_is_left_out_of_the_sample() -> None:
     assert 'File "/venv/lib/python3.11/site-packages/vllm/weights.py", line 31, in load' in made.sample
 
 
+def test_a_line_that_only_announces_the_message_takes_the_next_one_along() -> None:
+    paste = PASTE.replace("The gizmo of", "Error(s) in loading gizmos:\n[rank3]: \tsize mismatch of")
+    made = draft(paste, kb.open())
+    assert made.entry["signature"].startswith("ValueError: Error(s) in loading gizmos: size mismatch of ")
+
+
 def test_what_is_known_already_is_said(tmp_path: Path) -> None:
     done = new(tmp_path, paste=KNOWN)
     assert done.returncode == 1
