@@ -38,9 +38,11 @@ def _made(folder: Path, requirements: Sequence[str]) -> Path:
     python = folder / ("Scripts/python.exe" if windows else "bin/python")
     ask = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     packages = Path(subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip())
-    here = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    own = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    # An environment that sees another one's packages sees them through its path, not through files in its folder.
+    seen = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     # Listed behind the environment's own folder, so what is installed there wins.
-    (packages / "outer.pth").write_text("".join(f"{path}\n" for path in sorted(here)), encoding="utf-8")
+    (packages / "outer.pth").write_text("".join(f"{path}\n" for path in dict.fromkeys([*own, *seen])), encoding="utf-8")
     install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements]
     done = subprocess.run(install, capture_output=True, text=True, check=False)
     if done.returncode:
