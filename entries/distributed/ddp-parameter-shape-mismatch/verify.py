@@ -89,7 +89,8 @@ def gradients(
     if look:
         sys.stdout.write(f"differ: {describe_differences(model)}\n")
         sys.stdout.flush()
-    loss_of(DistributedDataParallel(model, **ddp), rank, device=device).backward()
+    wrapped = DistributedDataParallel(model, **ddp)  # it has to live until the backward pass is over
+    loss_of(wrapped, rank, device=device).backward()
     return {name: p.grad for name, p in model.named_parameters()}
 
 
