@@ -55,7 +55,8 @@ def train(config, device, backend="as named", second="nccl", **how):
     with group(NAMED[config] if backend == "as named" else backend, **how):
         beside = dist.new_group(backend=second) if config == "second-group" else None
         model, inputs = data(device)
-        DistributedDataParallel(model, process_group=beside)(inputs).square().mean().backward()
+        wrapped = DistributedDataParallel(model, process_group=beside)
+        wrapped(inputs).square().mean().backward()
         return [p.grad.clone() for p in model.parameters()]
 
 
