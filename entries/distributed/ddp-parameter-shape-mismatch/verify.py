@@ -189,7 +189,7 @@ def test_same_seed(config, device, run_script):
 
 
 @pytest.mark.dead_end("no-check")
-@pytest.mark.requires(torch=">=2.4")
+@pytest.mark.requires(torch=">=2.7")
 def test_no_check(config, device, run_script, measure):
     if config == "other-place":
         pytest.skip("the models do not differ")
