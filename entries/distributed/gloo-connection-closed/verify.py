@@ -10,7 +10,6 @@ namespaces of their own, joined by one link, as two hosts are whose names resolv
 """
 
 import json
-import os
 import sys
 import time
 from datetime import timedelta
@@ -31,7 +30,10 @@ UNREADABLE = "n/a"
 
 def rows(kind, rank):
     """The batches of a rank, as text; the target of a batch is twice its sum."""
-    first, second = [["1.0", "2.0"], ["0.5", "-1.0"], ["-0.5", "1.5"]], [["0.25", "1.0"], ["2.0", "-0.5"], ["1.0", "1.0"]]
+    first, second = (
+        [["1.0", "2.0"], ["0.5", "-1.0"], ["-0.5", "1.5"]],
+        [["0.25", "1.0"], ["2.0", "-0.5"], ["1.0", "1.0"]],
+    )
     texts = second if rank else first
     if kind == "peer-raised" and rank == 1:
         texts[1] = ["2.0", UNREADABLE]

@@ -4,11 +4,11 @@
 # ///
 """The names given to peft hit a module that it has no adapter layer for.
 
-On a tiny Llama `block-name` hits a whole MLP, `wide-pattern` an activation, `norm-layer` a layer norm, and `number-name`,
-gathered from a projector made of `nn.Sequential`, a decoder layer. `wrapped-linear` is a tiny Gemma 4, whose vision
-tower hides its linear layers in a class of its own, and `packed-linear` has int8 weights in a class that peft does not
-know. A fix is right if the adapters sit where they were wanted, only they learn, and the outputs are those of the
-merged weights in float64.
+On a tiny Llama `block-name` hits a whole MLP, `wide-pattern` an activation, `norm-layer` a layer norm, and
+`number-name`, gathered from a projector made of `nn.Sequential`, a decoder layer. `wrapped-linear` is a tiny Gemma 4,
+whose vision tower hides its linear layers in a class of its own, and `packed-linear` has int8 weights in a class that
+peft does not know. A fix is right if the adapters sit where they were wanted, only they learn, and the outputs are
+those of the merged weights in float64.
 """
 
 import copy

@@ -121,7 +121,9 @@ def test_ml_dtypes(config, device, measure):
     import ml_dtypes
 
     tensor = tensor_of(config, device)
-    bits, kind = (torch.uint8, ml_dtypes.float8_e4m3fn) if config == "fp8-weights" else (torch.int16, ml_dtypes.bfloat16)
+    bits, kind = (
+        (torch.uint8, ml_dtypes.float8_e4m3fn) if config == "fp8-weights" else (torch.int16, ml_dtypes.bfloat16)
+    )
     array = measure(lambda: tensor.view(bits).cpu().numpy().view(kind))
     assert array.dtype == kind
     compare_arrays(measure, array.astype(np.float32), exact(tensor))

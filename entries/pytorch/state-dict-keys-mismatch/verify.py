@@ -4,11 +4,11 @@
 # ///
 """A state dict whose names are not the names of the model it is loaded into.
 
-`data-parallel` was saved from a DataParallel wrapper, which names everything `module.…` as DistributedDataParallel does;
-`compiled` from what `torch.compile` returned; `compiled-parallel` and `parallel-compiled` from both, one way and the
-other. `into-wrapper` loads a plain file into a wrapped model. `training-checkpoint` keeps the weights beside epoch and
-optimizer. `layer-inserted` builds the model otherwise than it was saved, and `new-head` loads a pretrained encoder into
-a model with a head.
+`data-parallel` was saved from a DataParallel wrapper, which names everything `module.…` as DistributedDataParallel
+does; `compiled` from what `torch.compile` returned; `compiled-parallel` and `parallel-compiled` from both, one way
+and the other. `into-wrapper` loads a plain file into a wrapped model. `training-checkpoint` keeps the weights beside
+epoch and optimizer. `layer-inserted` builds the model otherwise than it was saved, and `new-head` loads a pretrained
+encoder into a model with a head.
 """
 
 import copy

@@ -7,8 +7,8 @@
 A server on this machine stands for a model hub: `/resolve/` gives a file itself, `/raw/` what git stores of it, which
 for large files is a pointer of three lines, and `/blob/` a page about it. `web-page` and `raw-link` download from the
 wrong one of them; `stale-cache` got an error page once and finds it in torch.hub's folder since; `cloned-pointer` is a
-clone made without git-lfs, whose objects lie in a store under their digest. `safetensors-file` and `gzip-file` are sound
-files of other formats.
+clone made without git-lfs, whose objects lie in a store under their digest. `safetensors-file` and `gzip-file` are
+sound files of other formats.
 """
 
 import copy
