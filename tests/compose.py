@@ -90,7 +90,10 @@ def tracebacks(entry_id: str) -> tuple[tuple[str, ...], ...]:
         lines = path.read_text(encoding="utf-8").rstrip().split("\n")
         if lines.count(HEADER) != 1 or any("ChildFailedError" in line or "\x1b" in line for line in lines):
             continue
-        below = lines[lines.index(HEADER) :]
+        top = lines.index(HEADER)
+        if any("Assertion" in line for line in lines[:top]):
+            continue  # the error is what a kernel printed, and the traceback only the call that learned of it
+        below = lines[top:]
         if any(EXCEPTION.match(line) for line in below[1:]):
             found.append(tuple(below))
     if not found:
@@ -294,10 +297,10 @@ def lost_peers(name: str, rng: random.Random, *, known: bool = True) -> Log:
     style = rng.choice(("rank", "rank", "mpirun", "srun"))
     others = [prefixed(gloo_peer(3900 + rank), rank, style) for rank in range(size) if rank != failing]
     lines = ordered(prefixed(begun.lines, failing, style), others, rng.choice(("before", "after", "among")), rng)
-    roles = {}
+    roles = {"distributed/gloo-connection-closed": "consequence"}
     if style == "rank":
         lines += torchrun(failing, [r for r in range(size) if r != failing])
-        roles = {EXIT_1: "wrapper"}
+        roles |= {EXIT_1: "wrapper"}
     return log(name, begun, lines, roles, rng, rng.choice(NOISES))
 
 
