@@ -82,7 +82,7 @@ CONTRADICTED = {
     "a fix that breaks the numbers": (
         arm('workaround("use-two")', "measure.compare([1 / (config + 3)], [0.5], 1e-3)"),
         "wrong_result",
-        "the relative error of result is 0.333",
+        "the relative error of result[0] is 0.333",
     ),
     "a dead end that suddenly works": (
         arm('dead_end("try-again")', "1 / (config + 1)"),
