@@ -210,16 +210,7 @@ class _Stream:
         if any(name in line.text for line in self.lines[self.at : self.at + MESSAGE_LINES]):
             return  # it was not lost: another program's line stands before it
         frames = tuple(self.open.frames)
-        incident = Incident(
-            kind="exception",
-            type=hit["type"],
-            message=hit["message"].rstrip("\"')"),
-            line=source.number,
-            frames=frames,
-            ranks=(source.source,) if source.source else (),
-            package=_package(hit["type"], frames),
-            user_frame=_user_frame(frames),
-        )
+        incident = _incident(source, hit["type"], hit["message"].rstrip("\"')"), frames)
         self.failures.append(Failure(incident, passage([source])))
 
     def _step(self, line: Line) -> None:
@@ -360,18 +351,9 @@ class _Stream:
         more = [] if message[-1] is asserted else message[1:]
         text = "\n".join([first, *(part.text for part in more)]).strip()[:MESSAGE_LENGTH]
         previous = self.offset + len(self.failures) - 1 if self.link and self.failures else None
-        incident = Incident(
-            kind="exception",
-            type=hit["type"],
-            message=text,
-            line=line.number,
-            frames=frames,
-            ranks=(line.source,) if line.source else (),
-            follows=previous,
-            link=self.link if previous is not None else None,
-            package=_package(hit["type"], frames),
-            user_frame=_user_frame(frames),
-        )
+        incident = _incident(line, hit["type"], text, frames)
+        if previous is not None:
+            incident = replace(incident, follows=previous, link=self.link)
         self.failures.append(Failure(incident, passage(message)))
         self._link_carrier()
         self.open = None
@@ -405,6 +387,19 @@ class _Stream:
             return False
         hit = _EXCEPTION.match(text.strip())
         return not (hit and _STANDALONE_TYPE.match(hit["type"]))
+
+
+def _incident(line: Line, name: str, message: str, frames: tuple[Frame, ...]) -> Incident:
+    return Incident(
+        kind="exception",
+        type=name,
+        message=message,
+        line=line.number,
+        frames=frames,
+        ranks=(line.source,) if line.source else (),
+        package=_package(name, frames),
+        user_frame=_user_frame(frames),
+    )
 
 
 def _indent(text: str) -> int:
